@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend is. A new file in this folder is a new backend.
+
+The cut is at the training step, not at the operator: a session takes a micro-batch and gives loss and gradients.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import LoraConfig, ModelConfig
+from ..errors import BackendError
+from ..weights import F32Array, ParamSet, Weights
+
+IntArray = npt.NDArray[np.int32]
+PREFERENCE = ("ane", "mlx", "cpu")
+
+
+class MicroBatch(Protocol):
+    """The part of `batches.Batch` that a backend reads: one flat stream of documents.
+
+    Attributes:
+        tokens: (T,) int32 input ids.
+        targets: (T,) int32 id to be predicted at each place, -1 where nothing is trained.
+        positions: (T,) int32 rotary position, restarting in each document.
+        bounds: (S+1,) int32, document s is tokens[bounds[s]:bounds[s+1]].
+    """
+
+    tokens: IntArray
+    targets: IntArray
+    positions: IntArray
+    bounds: IntArray
+
+
+class Session(Protocol):
+    """One open model on one backend.
+
+    Attributes:
+        params: trainable values (LoRA A and B, or all weights); empty when train="none" and no LoRA.
+        grads: gradients of the *summed* loss, same layout, added to by `loss_and_grads`; None when train="none".
+    """
+
+    params: ParamSet
+    grads: ParamSet | None
+
+    def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0) -> tuple[float, int]:
+        """Add the gradients of `batch` to `grads`; return (sum of the token losses in nats, trained tokens).
+
+        `seed` decides the LoRA dropout mask; it is not used when lora_dropout is 0.
+        """
+
+    def loss(self, batch: MicroBatch) -> tuple[float, int]:
+        """(sum of the token losses in nats, trained tokens) without gradients or dropout."""
+
+    def new_cache(self, max_length: int) -> Any:
+        """An empty KV cache for one sequence of at most `max_length` tokens; it has `length` and `truncate(n)`."""
+
+    def logits(self, tokens: IntArray, cache: Any = None, *, last_only: bool = False) -> F32Array:
+        """(T,) int32 -> (T, V) float32, or (1, V) with last_only. With a cache the tokens follow those already in it."""
+
+    def update(self, params: ParamSet) -> None:
+        """Take over changed values of `params` (the same object as `self.params` is allowed)."""
+
+    def close(self) -> None:
+        """Free the engine's memory; the session cannot be used afterwards."""
+
+
+class Backend(Protocol):
+    """A module in this folder."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """None, or the reason in one sentence."""
+
+    def open(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        train: Literal["none", "lora", "full"] = "none",
+        lora: LoraConfig | None = None,
+        max_tokens: int = 512,
+        threads: int = 0,
+        dtype: str = "auto",
+    ) -> Session:
+        """Open a model.
+
+        Args:
+            config, weights: from a loader in `formats`.
+            train: what gets gradients. "lora" needs `lora`; `lora` with "none" applies an adapter in inference.
+            max_tokens: longest token stream of one call to loss or loss_and_grads (logits takes any length).
+            threads: 0 takes all cores of the process. The result does not depend on it.
+            dtype: arithmetic of the frozen weights; "auto" lets the backend choose.
+        """
+
+
+def backends() -> dict[str, Any]:
+    """Every backend module by name, in order of preference."""
+    names = [m.name for m in pkgutil.iter_modules(__path__)]
+    order = sorted(names, key=lambda n: (PREFERENCE.index(n) if n in PREFERENCE else len(PREFERENCE), n))
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in order}
+
+
+def choose(name: str = "auto") -> Any:
+    """The backend of that name, or the first available one for "auto".
+
+    Raises:
+        BackendError: unknown name, or not available here; the message has the reason.
+    """
+    known = backends()
+    if name != "auto" and name not in known:
+        raise BackendError(f"unknown backend {name!r}", hint=f"choose among auto, {', '.join(known)}")
+    reasons = []
+    for candidate in known if name == "auto" else [name]:
+        reason = known[candidate].unavailable()
+        if reason is None:
+            return known[candidate]
+        reasons.append(f"{candidate}: {reason}")
+    raise BackendError("no backend is available: " + "; ".join(reasons))
