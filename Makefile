@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+# Needs Python 3.10 or newer with its headers, a C compiler and make; all else goes into the virtual environment .venv.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+PY := $(VENV)/bin/python
+CHECK_CC := command -v $(CC) >/dev/null || { echo "no C compiler '$(CC)'; on Debian: apt-get install gcc; on macOS: xcode-select --install"; exit 1; }
+
+C_SOURCES := $(wildcard csrc/*/*.c)
+C_HEADERS := $(wildcard csrc/*/*.h)
+C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
+
+# OpenBLAS would take slower kernels, and tests and benchmarks other thread counts, than on the machines of others.
+unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS OMP_NUM_THREADS
+
+.PHONY: build test test-c test-all sanitize lint fmt bench demo docs clean
+
+build: $(VENV)/.build
+
+demo: build
+	$(VENV)/bin/neuralforge demo
+
+test: test-c
+	$(PY) -m pytest -m "not slow"
+
+test-all: test-c $(VENV)/.oracles
+	$(PY) -m pytest
+
+docs: build
+	$(PY) -m pytest tests/test_docs.py
+
+bench: $(VENV)/.oracles
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.*
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+# --- the virtual environment: one stamp file for what is installed in it
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or newer is needed; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; open(os.path.join(s.get_path("include"), "Python.h"))' 2>/dev/null || \
+	    { echo "$(PYTHON) has no C headers (Python.h); on Debian or Ubuntu: apt-get install python3-dev"; exit 1; }
+	@$(CHECK_CC)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(PY) -m pip install -q "pip>=21.3"  # older ones cannot install in place
+
+# In place. A change of the C code alone needs no download: it is built with what the environment has.
+$(VENV)/.build: pyproject.toml setup.py $(C_SOURCES) $(C_HEADERS) | $(PY)
+	$(PY) -m pip install -q $(if $(filter pyproject.toml,$?),-e '.[test]',--no-build-isolation --no-deps -e .)
+	@touch $@
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/.build
+	$(PY) -m pip install -q --no-build-isolation -e '.[lint]'
+	@touch $@
+
+# torch by itself first: the version that $(TORCH) names has a build without GPU libraries on more machines.
+$(VENV)/.oracles: pyproject.toml | $(VENV)/.build
+	$(PY) -m pip install -q "$(TORCH)" || $(PY) -m pip install -q torch
+	$(PY) -m pip install -q --no-build-isolation -e '.[oracles]'
+	@touch $@
+
+# --- the C tests: with the BLAS of the wheel, with plain C products, and plain C under the sanitizers
+
+C_FLAGS := -std=c11 -O3 -ffp-contract=fast -fno-math-errno -pthread -Wall -Wextra -Wno-psabi
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+ifeq ($(shell uname -s),Darwin)
+BLAS_FLAGS := -DNF_USE_ACCELERATE=1 -DACCELERATE_NEW_LAPACK
+BLAS_LIBS := -framework Accelerate
+else
+BLAS_FLAGS := -DNF_USE_OPENBLAS=1 -DBLAS_SYMBOL_PREFIX=scipy_
+BLAS_LIBS = $(shell $(PY) -c 'import scipy_openblas32 as o; d = o.get_lib_dir(); print(f"-L{d} -Wl,-rpath,{d} -l{o.get_library()}")')
+endif
+
+# $(1) variant, $(2) flags, $(3) libraries (expanded when the link runs)
+define c_variant
+build/c/$(1)/%.o: %.c $(C_HEADERS) | $(VENV)/.build
+	@mkdir -p $$(@D)
+	$(CC) $(C_FLAGS) $(2) -Icsrc -c $$< -o $$@
+build/c/$(1)/test_%: build/c/$(1)/tests/c/test_%.o $(C_SOURCES:%.c=build/c/$(1)/%.o)
+	$(CC) $(C_FLAGS) $(2) $$^ $(3) -lm -o $$@
+.PRECIOUS: build/c/$(1)/%.o
+endef
+$(eval $(call c_variant,blas,$(BLAS_FLAGS),$$(BLAS_LIBS)))
+$(eval $(call c_variant,plain))
+$(eval $(call c_variant,sanitize,$(SANITIZERS)))
+
+run_c_tests = @for t in $(C_TESTS); do echo "== $$t ($(1))"; build/c/$(1)/$$t || exit 1; done
+
+test-c: $(C_TESTS:%=build/c/blas/%) $(C_TESTS:%=build/c/plain/%)
+	$(call run_c_tests,blas)
+	$(call run_c_tests,plain)
+
+# --- sanitizers: the C tests, then the extension under the Python tests that load files and run the engine
+
+SANITIZED := build/sanitize/lib
+PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so.6)
+
+sanitize: build $(C_TESTS:%=build/c/sanitize/%)
+	$(call run_c_tests,sanitize)
+	NF_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
+	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer.py tests/test_cpu_engine.py)
+
+# --- style
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard csrc/*/*.[ch] tests/c/*.[ch])
+	$(CC) $(C_FLAGS) -Werror -fsyntax-only -Icsrc $(C_SOURCES) $(wildcard tests/c/*.c)
+	$(CC) $(C_FLAGS) -Werror -fsyntax-only -Icsrc $(BLAS_FLAGS) $(C_SOURCES)
+
+fmt: $(VENV)/.lint
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/clang-format -i $(wildcard csrc/*/*.[ch] tests/c/*.[ch])
