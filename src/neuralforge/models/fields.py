@@ -43,15 +43,15 @@ class Fields:
             raise self.error(f"{self.source}: {self.prefix}{key} is missing; it must be {kind}")
         return value
 
-    def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number from `least` to 2^31-1; 4096.0 counts as 4096."""
+    def whole(self, key: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST) -> int:
+        """A whole number from `least` to `most`; 4096.0 counts as 4096."""
         if default is not None and self.values.get(key) is None:
             return default
-        kind = f"a whole number of at least {least}"
+        kind = f"a whole number of at least {least}" + (f" and at most {most}" if most < _LARGEST else "")
         value = self._present(key, kind)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.wrong(key, f"must be {kind}")
         return value
 

@@ -16,6 +16,7 @@ _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 # What transformers takes when config.json says nothing.
 _MAX_POSITION = {"llama": 2048, "mistral": 131072}
 _MISTRAL_WINDOW = 4096
+_MOST_LAYERS = 10_000  # a damaged number must not fill the memory with names
 
 
 def read_config(values: Mapping[str, Any], source: str) -> ModelConfig:
@@ -43,7 +44,7 @@ def read_config(values: Mapping[str, Any], source: str) -> ModelConfig:
         vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=f.whole("intermediate_size"),
-        num_hidden_layers=f.whole("num_hidden_layers"),
+        num_hidden_layers=f.whole("num_hidden_layers", most=_MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import LINEAR_MODULES, LoraConfig, ModelConfig
+from ..errors import AdapterError, AdapterMismatchError, ConfigError, OutputError
+from ..files import fsync_dir, make_folder, output_error, read_bytes, read_json, write_atomic
+from ..lora import Adapter, lora_shapes
+from ..models.fields import Fields
+from ..weights import STORED, ParamSet, Tensor
+from . import safetensors
+from .hf import canonical_name
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_FINGERPRINT = "neuralforge.base_fingerprint"
+_READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias", "init_lora_weights"}
+# Entries that change nothing in a trained adapter, whatever they hold.
+_HARMLESS = {
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "peft_version",
+    "megatron_core",
+    "qalora_group_size",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+    "ensure_weight_tying",
+    "layers_pattern",  # says where to find what layers_to_transform names, which is refused
+}
+# Ways to begin that leave the base as it is; the others (pissa, olora, corda, loftq) train against a changed base.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def save(adapter: Adapter, folder: str | Path) -> None:
+    """Write an adapter so that PEFT loads it; the same adapter gives the same bytes.
+
+    The config is written last, and an older one that differs is removed first: a folder that has it is complete, also
+    after a crash.
+
+    Args:
+        adapter: what to write.
+        folder: made if need be; an adapter in it is replaced.
+
+    Raises:
+        AdapterError: a value is NaN or infinite; nothing is written then.
+        OutputError: a file cannot be written.
+    """
+    for name in adapter.params:
+        if not np.isfinite(adapter.params[name]).all():
+            raise AdapterError(f"{folder}: the adapter is not written: {name} holds NaN or infinite values")
+    folder = make_folder(folder)
+    config = (json.dumps(_config_entries(adapter), indent=2) + "\n").encode()
+    _remove_other(folder / _CONFIG, config)
+    shapes = {_PREFIX + name: shape for name, shape in adapter.params.shapes.items()}
+    metadata = {"format": "pt", _FINGERPRINT: adapter.base_fingerprint}
+    values = (adapter.params[name] for name in adapter.params)
+    safetensors.write(folder / _WEIGHTS, shapes, values, dtype="F32", metadata=metadata)
+    write_atomic(folder / _CONFIG, config)
+
+
+def _remove_other(path: Path, content: bytes) -> None:
+    if not path.is_file() or read_bytes(path, error=OutputError) == content:
+        return
+    try:
+        path.unlink()
+    except OSError as e:
+        raise output_error(path, e) from e
+    fsync_dir(path.parent)
+
+
+def _config_entries(adapter: Adapter) -> dict[str, Any]:
+    """The entries that every version of PEFT knows; an unknown one would break older versions."""
+    c = adapter.config
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_name,
+        "revision": None,
+        "r": c.r,
+        "lora_alpha": int(c.lora_alpha) if float(c.lora_alpha).is_integer() else c.lora_alpha,
+        "lora_dropout": c.lora_dropout,
+        "target_modules": list(c.modules),
+        "use_rslora": c.use_rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+
+
+def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
+    """Read an adapter, strictly.
+
+    Args:
+        folder: in PEFT's layout, written by PEFT or by `save`.
+        config: the base model that it is for.
+        base_fingerprint: of that base; an adapter that remembers another one is refused.
+
+    Raises:
+        AdapterError: missing, damaged, incomplete, or of a kind that is not supported (DoRA, trained biases, ...).
+        AdapterMismatchError: it belongs to another base.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such folder", hint=f"give the folder that holds {_CONFIG}")
+    values = read_json(folder / _CONFIG, error=AdapterError)
+    entries = Fields(values, str(folder / _CONFIG), AdapterError)
+    _refuse_unsupported(entries)
+    if not (folder / _WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+        raise AdapterError(
+            f"{folder / 'adapter_model.bin'}: is a PyTorch pickle, which is never opened because it can run code",
+            hint="save the adapter again with a newer peft, as safetensors",
+        )
+    stored, metadata = safetensors.read(folder / _WEIGHTS, error=AdapterError)
+    fingerprint = metadata.get(_FINGERPRINT, "")
+    if base_fingerprint and fingerprint and fingerprint != base_fingerprint:
+        raise AdapterMismatchError(
+            f"{folder / _WEIGHTS}: was trained on another base model than this one",
+            hint=f"load the base it names: {values.get('base_model_name_or_path') or 'unknown'}",
+        )
+    tensors = _by_own_name(stored, folder / _WEIGHTS)
+    lora = _lora_config(entries, tensors)
+    params = _params(tensors, lora_shapes(config, lora), lora, folder / _WEIGHTS)
+    return Adapter(lora, params, entries.text("base_model_name_or_path", ""), fingerprint)
+
+
+def _refuse_unsupported(entries: Fields) -> None:
+    if entries.text("peft_type") != "LORA":
+        raise entries.wrong("peft_type", "is not supported; only LORA is")
+    if entries.values.get("bias") not in (None, "none"):
+        raise entries.wrong("bias", "is not supported; only 'none' is")
+    if entries.values.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        raise entries.wrong(
+            "init_lora_weights",
+            "such an adapter fits only a changed base",
+            hint="convert it to plain LoRA with peft when saving",
+        )
+    for key, value in entries.values.items():
+        # Newer versions of PEFT write entries that are not listed here, null or empty where they are not in use.
+        if (
+            value
+            and key not in _READ | _HARMLESS
+            and not (key == "layers_pattern" and not entries.values.get("layers_to_transform"))
+        ):
+            raise entries.wrong(key, "is not supported")
+
+
+def _by_own_name(stored: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        own = canonical_name(name.removeprefix(_PREFIX))
+        if not name.startswith(_PREFIX):
+            raise AdapterError(f"{path}: tensor {name!r} is not the name of a LoRA tensor")
+        if own in tensors:
+            raise AdapterError(f"{path}: tensor {own!r} occurs twice, with and without 'model.'")
+        tensors[own] = tensor
+    return tensors
+
+
+def _lora_config(entries: Fields, tensors: Mapping[str, Tensor]) -> LoraConfig:
+    dropout = entries.values.get("lora_dropout") or 0.0
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
+        raise entries.wrong("lora_dropout", "must be a number")
+    try:
+        return LoraConfig(
+            r=entries.whole("r"),
+            lora_alpha=entries.number("lora_alpha"),
+            target_modules=_modules(entries, tensors),
+            lora_dropout=float(dropout),
+            use_rslora=entries.flag("use_rslora", False),
+        )
+    except ConfigError as e:
+        raise AdapterError(f"{entries.source}: {e.message}") from None
+
+
+def _modules(entries: Fields, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The short names of the targets, which may be written as names, paths, "all-linear" or a pattern."""
+    targets = entries.values.get("target_modules")
+    if targets == "all-linear":
+        return LINEAR_MODULES
+    if isinstance(targets, str) and targets not in LINEAR_MODULES:  # a pattern: what it matched is what is stored
+        found = {name.split(".lora_")[0].split(".")[-1] for name in tensors}
+        return tuple(m for m in LINEAR_MODULES if m in found) or LINEAR_MODULES
+    names = [targets] if isinstance(targets, str) else targets
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise entries.wrong("target_modules", "must be a list of module names")
+    short = {n.split(".")[-1] for n in names}
+    unknown = sorted(short - set(LINEAR_MODULES))
+    if unknown:
+        raise entries.wrong(
+            "target_modules", f"{unknown[0]!r} is not supported", hint=f"supported: {', '.join(LINEAR_MODULES)}"
+        )
+    return tuple(m for m in LINEAR_MODULES if m in short)
+
+
+def _params(tensors: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]], lora: LoraConfig, path: Path) -> ParamSet:
+    for name in tensors:
+        if name not in shapes:
+            raise _unexpected(name, lora, path)
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise AdapterError(
+            f"{path}: incomplete: {len(missing)} of {len(shapes)} tensors are missing, the first is {missing[0]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype not in STORED:
+            raise AdapterError(f"{path}: {name} is {tensor.dtype}", hint="save the adapter as F32, F16 or BF16")
+        _check_shape(name, tensor.shape, shapes[name], path)
+    params = ParamSet(shapes, n_decay=sum(math.prod(s) for s in shapes.values()))
+    for name in shapes:
+        params[name][...] = tensors[name].float32()
+        if not np.isfinite(params[name]).all():
+            raise AdapterError(f"{path}: {name} holds NaN or infinite values", hint="the training that made it went wrong")
+    return params
+
+
+def _unexpected(name: str, lora: LoraConfig, path: Path) -> AdapterError:
+    for part, what in (
+        ("lora_magnitude_vector", "DoRA"),
+        ("lora_embedding_", "LoRA on embeddings"),
+        (".default.", "a named adapter"),
+    ):
+        if part in name:
+            return AdapterError(f"{path}: tensor {name!r}: {what} is not supported")
+    if name.endswith((".lora_A.weight", ".lora_B.weight")) and name.split(".lora_")[0].split(".")[-1] in lora.modules:
+        return AdapterMismatchError(
+            f"{path}: tensor {name!r} has no place in this base model", hint="load the base it was trained on"
+        )
+    return AdapterError(f"{path}: tensor {name!r} is not one that {_CONFIG} calls for")
+
+
+def _check_shape(name: str, given: tuple[int, ...], expected: tuple[int, ...], path: Path) -> None:
+    if given == expected:
+        return
+    rank = 0 if name.endswith("lora_A.weight") else 1
+    if len(given) == 2 and given[1 - rank] == expected[1 - rank]:
+        raise AdapterError(f"{path}: {name} has rank {given[rank]}, but {_CONFIG} says r={expected[rank]}")
+    raise AdapterMismatchError(
+        f"{path}: {name} is {list(given)}, this base model needs {list(expected)}", hint="load the base it was trained on"
+    )

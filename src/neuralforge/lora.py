@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): their tensors, first values, and how they merge into a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .config import LoraConfig, ModelConfig, tensor_shapes
+from .formats import Checkpoint
+from .weights import F32Array, ParamSet, Tensor, Weights
+
+_SAMPLE = 1024  # values taken from each end of a tensor for the fingerprint
+_PURPOSE = int.from_bytes(b"LoRA", "big") << 32  # keeps these random numbers apart from those of other uses of the seed
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter and the model it belongs to.
+
+    Attributes:
+        config: rank, scale and target modules.
+        params: `model.layers.N.self_attn.q_proj.lora_A.weight` [r, in], `.lora_B.weight` [out, r] and so on, with the
+            rows of q and k in the rotary layout of the base.
+        base_name: path or name of the base model.
+        base_fingerprint: see `base_fingerprint`; empty when it is not known.
+    """
+
+    config: LoraConfig
+    params: ParamSet
+    base_name: str
+    base_fingerprint: str
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter as a folder in PEFT's layout; see `formats.peft.save`."""
+        from .formats import peft
+
+        peft.save(self, folder)
+
+
+def target_weights(model_config: ModelConfig, lora_config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """The linear weights that the adapter changes, with their shapes [out, in]: layer by layer, in the order of a block."""
+    shapes = tensor_shapes(model_config)
+    blocks = {m: "self_attn" if m in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp" for m in lora_config.modules}
+    layers = range(model_config.num_hidden_layers)
+    names = [f"model.layers.{i}.{block}.{module}.weight" for i in layers for module, block in blocks.items()]
+    return {name: shapes[name] for name in names}
+
+
+def pair_names(weight: str) -> tuple[str, str]:
+    """The names of A and B of a linear weight."""
+    stem = weight.removesuffix("weight")
+    return f"{stem}lora_A.weight", f"{stem}lora_B.weight"
+
+
+def lora_shapes(model_config: ModelConfig, lora_config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of an adapter with its shape: layer by layer, in the order of a block, A [r, in] before B [out, r]."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (out, width) in target_weights(model_config, lora_config).items():
+        a, b = pair_names(name)
+        shapes[a] = (lora_config.r, width)
+        shapes[b] = (out, lora_config.r)
+    return shapes
+
+
+def new_params(model_config: ModelConfig, lora_config: LoraConfig, *, seed: int) -> ParamSet:
+    """First values of an adapter that changes nothing: A uniform in ±1/sqrt(in), as in PEFT, and B zero.
+
+    Each A depends on the seed and its own place in the model alone, not on which other modules are trained.
+
+    Args:
+        model_config: the base.
+        lora_config: rank and targets.
+        seed: whole number of 0 or more.
+
+    Returns:
+        All tensors of `lora_shapes`; all of them take weight decay.
+    """
+    shapes = lora_shapes(model_config, lora_config)
+    params = ParamSet(shapes, n_decay=sum(math.prod(s) for s in shapes.values()))
+    places = {name: i for i, name in enumerate(tensor_shapes(model_config))}
+    for name, (_, width) in target_weights(model_config, lora_config).items():
+        key = np.array([seed % 2**64, _PURPOSE + places[name]], np.uint64)
+        a = params[pair_names(name)[0]]
+        random = np.random.Generator(np.random.Philox(key=key)).random(a.shape, np.float32)
+        a[...] = (2 * random - 1) / np.float32(math.sqrt(width))
+    return params
+
+
+def merge(weights: Weights, adapter: Adapter) -> Iterator[tuple[str, F32Array]]:
+    """Every tensor of the model with the adapter added: W + scale · B·A, in float32, one at a time.
+
+    Args:
+        weights: the base, in the rotary layout that the adapter was trained in.
+        adapter: its params must fit these weights.
+
+    Returns:
+        (name, values) in the order of `weights`. Unchanged tensors may be views of the model's file.
+    """
+    for name, tensor in weights.items():
+        a, b = pair_names(name)
+        if a not in adapter.params:
+            yield name, tensor.float32()
+        else:
+            change = adapter.params[b] @ adapter.params[a]
+            yield name, tensor.float32() + np.float32(adapter.config.scale) * change
+
+
+def base_fingerprint(checkpoint: Checkpoint) -> str:
+    """A short identity of a base model: SHA-256 over its shape and 1024 values from each end of every tensor.
+
+    Values are taken as float32, so the same values stored as F16 and F32 agree. The same model as a llama2.c file and as
+    a Hugging Face folder differs: rows of q and k lie in another order there, and so do those of an adapter's B.
+    """
+    c = checkpoint.config
+    facts = {"layout": c.rope.layout, "heads": [c.num_attention_heads, c.num_key_value_heads, c.head_dim]}
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name in tensor_shapes(c):
+        tensor = checkpoint.weights[name]
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        for part in (slice(0, _SAMPLE), slice(-_SAMPLE, None)):
+            values = Tensor(name, tensor.dtype, tensor.data.reshape(-1)[part], tensor.source).float32()
+            digest.update(np.ascontiguousarray(values, "<f4").tobytes())
+    return digest.hexdigest()
