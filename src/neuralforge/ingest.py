@@ -398,6 +398,9 @@ def _pdf_pages(data: bytes, label: str) -> list[tuple[str, bool]]:
     from pypdf.errors import DependencyError
 
     locked = DataError(f"{label}: is encrypted", hint="save a copy without a password")
+    chatter = logging.getLogger("pypdf")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)  # it warns of each font it does not know, on every page
     try:
         document = pypdf.PdfReader(io.BytesIO(data))
         if document.is_encrypted and not document.decrypt(""):
@@ -413,6 +416,8 @@ def _pdf_pages(data: bytes, label: str) -> list[tuple[str, bool]]:
         raise locked from error
     except Exception as error:  # a damaged file makes pypdf raise errors of many kinds
         raise DataError(f"{label}: not a readable PDF: {error}") from error
+    finally:
+        chatter.setLevel(level)
     return pages
 
 
