@@ -10,9 +10,10 @@ CHECK_CC := command -v $(CC) >/dev/null || { echo "no C compiler '$(CC)'; on Deb
 
 C_SOURCES := $(wildcard csrc/*/*.c)
 C_HEADERS := $(wildcard csrc/*/*.h)
+C_FILES := $(wildcard csrc/*/*.[ch] tests/c/*.[ch])
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 
-# OpenBLAS would take slower kernels, and tests and benchmarks other thread counts, than on the machines of others.
+# Such settings make OpenBLAS take other kernels or thread counts than it does for others.
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS OMP_NUM_THREADS
 
 .PHONY: build test test-c test-all sanitize lint fmt bench demo docs clean
@@ -52,7 +53,7 @@ $(PY):
 	$(PY) -m pip install -q "pip>=21.3"  # older ones cannot install in place
 
 # In place. A change of the C code alone needs no download: it is built with what the environment has.
-$(VENV)/.build: pyproject.toml setup.py $(C_SOURCES) $(C_HEADERS) | $(PY)
+$(VENV)/.build: pyproject.toml setup.py build_cpu.py $(C_SOURCES) $(C_HEADERS) | $(PY)
 	$(PY) -m pip install -q $(if $(filter pyproject.toml,$?),-e '.[test]',--no-build-isolation --no-deps -e .)
 	@touch $@
 
@@ -66,30 +67,27 @@ $(VENV)/.oracles: pyproject.toml | $(VENV)/.build
 	$(PY) -m pip install -q --no-build-isolation -e '.[oracles]'
 	@touch $@
 
-# --- the C tests: with the BLAS of the wheel, with plain C products, and plain C under the sanitizers
+# --- the C tests: with the BLAS library, with plain C products, and plain C under the sanitizers
 
-C_FLAGS := -std=c11 -O3 -ffp-contract=fast -fno-math-errno -pthread -Wall -Wextra -Wno-psabi
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
-ifeq ($(shell uname -s),Darwin)
-BLAS_FLAGS := -DNF_USE_ACCELERATE=1 -DACCELERATE_NEW_LAPACK
-BLAS_LIBS := -framework Accelerate
-else
-BLAS_FLAGS := -DNF_USE_OPENBLAS=1 -DBLAS_SYMBOL_PREFIX=scipy_
-BLAS_LIBS = $(shell $(PY) -c 'import scipy_openblas32 as o; d = o.get_lib_dir(); print(f"-L{d} -Wl,-rpath,{d} -l{o.get_library()}")')
-endif
+SANITIZERS := -fsanitize=address,undefined -fno-omit-frame-pointer -g
+export ASAN_OPTIONS = detect_leaks=0
+export UBSAN_OPTIONS = halt_on_error=1:print_stacktrace=1
 
-# $(1) variant, $(2) flags, $(3) libraries (expanded when the link runs)
+# $(1) variant, $(2) environment of build_cpu.py, which prints the flags, $(3) more flags
 define c_variant
-build/c/$(1)/%.o: %.c $(C_HEADERS) | $(VENV)/.build
+build/c/$(1)/flags: build_cpu.py Makefile | $(VENV)/.build
 	@mkdir -p $$(@D)
-	$(CC) $(C_FLAGS) $(2) -Icsrc -c $$< -o $$@
+	$(2) $(PY) build_cpu.py >$$@
+build/c/$(1)/%.o: %.c $(C_HEADERS) build/c/$(1)/flags
+	@mkdir -p $$(@D)
+	$(CC) $(3) -Icsrc -c $$< @build/c/$(1)/flags -o $$@
 build/c/$(1)/test_%: build/c/$(1)/tests/c/test_%.o $(C_SOURCES:%.c=build/c/$(1)/%.o)
-	$(CC) $(C_FLAGS) $(2) $$^ $(3) -lm -o $$@
+	$(CC) $(3) $$^ @build/c/$(1)/flags -o $$@
 .PRECIOUS: build/c/$(1)/%.o
 endef
-$(eval $(call c_variant,blas,$(BLAS_FLAGS),$$(BLAS_LIBS)))
-$(eval $(call c_variant,plain))
-$(eval $(call c_variant,sanitize,$(SANITIZERS)))
+$(eval $(call c_variant,blas))
+$(eval $(call c_variant,plain,NF_BLAS=none))
+$(eval $(call c_variant,sanitize,NF_BLAS=none,$(SANITIZERS)))
 
 run_c_tests = @for t in $(C_TESTS); do echo "== $$t ($(1))"; build/c/$(1)/$$t || exit 1; done
 
@@ -105,20 +103,20 @@ PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-n
 sanitize: build $(C_TESTS:%=build/c/sanitize/%)
 	$(call run_c_tests,sanitize)
 	NF_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
-	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
+	LD_PRELOAD="$(PRELOAD)" PYTHONPATH=$(SANITIZED) \
 	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer.py tests/test_cpu_engine.py)
 
 # --- style
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.lint build/c/blas/flags build/c/plain/flags
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard csrc/*/*.[ch] tests/c/*.[ch])
-	$(CC) $(C_FLAGS) -Werror -fsyntax-only -Icsrc $(C_SOURCES) $(wildcard tests/c/*.c)
-	$(CC) $(C_FLAGS) -Werror -fsyntax-only -Icsrc $(BLAS_FLAGS) $(C_SOURCES)
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
+	$(CC) -Werror -fsyntax-only -Icsrc $(C_SOURCES) $(wildcard tests/c/*.c) @build/c/blas/flags
+	$(CC) -Werror -fsyntax-only -Icsrc csrc/kernels/matmul.c @build/c/plain/flags
 
 fmt: $(VENV)/.lint
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
-	$(VENV)/bin/clang-format -i $(wildcard csrc/*/*.[ch] tests/c/*.[ch])
+	$(VENV)/bin/clang-format -i $(C_FILES)
