@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the C core becomes the extension `neuralforge._cpu` (cffi API mode). Run by setup.py; `flags()` also serves the Makefile.
+
+    python build_cpu.py          prints the compiler flags, one line, for the C tests
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent
+HEADERS = ("core/status.h", "core/cpu.h", "kernels/matmul.h", "kernels/optimizer.h", "decoder/decoder.h")
+SOURCES = sorted(p.relative_to(ROOT).as_posix() for d in ("core", "kernels", "decoder") for p in (ROOT / "csrc" / d).glob("*.c"))
+COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
+
+
+def declarations() -> str:
+    """The public headers without what cffi cannot read: preprocessor lines and attributes."""
+    text = "\n".join((ROOT / "csrc" / name).read_text(encoding="utf-8") for name in HEADERS)
+    text = re.sub(r"^#(?:.*\\\n)*.*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"NF_PRINTF\([^)]*\)", "", text)
+
+
+def blas() -> dict[str, Any]:
+    """Where float32 products come from; NF_BLAS=none builds the plain C form."""
+    if os.environ.get("NF_BLAS") == "none":
+        return {}
+    if sys.platform == "darwin":
+        return {
+            "define_macros": [("NF_USE_ACCELERATE", "1"), ("ACCELERATE_NEW_LAPACK", "1")],
+            "extra_link_args": ["-framework", "Accelerate"],
+        }
+    try:
+        import scipy_openblas32 as openblas
+    except ImportError:
+        return {}
+    return {
+        "define_macros": [("NF_USE_OPENBLAS", "1"), ("BLAS_SYMBOL_PREFIX", "scipy_")],
+        "library_dirs": [openblas.get_lib_dir()],
+        "libraries": [openblas.get_library()],
+        # where both packages are installed side by side; an editable install finds it because _core imports that package
+        "runtime_library_dirs": ["$ORIGIN/../scipy_openblas32/lib"],
+    }
+
+
+def flags() -> str:
+    """Compiler and linker flags for a plain `cc` line."""
+    found = blas()
+    words = COMPILE + [f"-D{k}={v}" for k, v in found.get("define_macros", [])]
+    words += [f"-L{d}" for d in found.get("library_dirs", [])] + [f"-l{name}" for name in found.get("libraries", [])]
+    words += [f"-Wl,-rpath,{d}" for d in found.get("library_dirs", [])] + found.get("extra_link_args", []) + ["-lm"]
+    return shlex.join(words)
+
+
+def make_builder() -> FFI:
+    found = blas()
+    sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"] if os.environ.get("NF_SANITIZE") == "1" else []
+    builder = FFI()
+    builder.cdef(declarations())
+    builder.set_source(
+        "neuralforge._cpu",
+        "".join(f'#include "{name}"\n' for name in HEADERS),
+        sources=SOURCES,
+        include_dirs=["csrc"],
+        extra_compile_args=COMPILE + sanitize,
+        extra_link_args=found.pop("extra_link_args", []) + sanitize + ["-pthread"],
+        depends=[p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.h")],
+        **found,
+    )
+    return builder
+
+
+if __name__ == "__main__":
+    print(flags())
+else:
+    ffibuilder = make_builder()

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine's inside, shared by the files of this folder. */
+#ifndef NF_DECODER_ENGINE_H
+#define NF_DECODER_ENGINE_H
+
+#include "../core/pool.h"
+#include "../kernels/attention.h"
+#include "../kernels/linear.h"
+#include "../kernels/rows.h"
+#include "decoder.h"
+
+/* The linear layers of a block. */
+enum { P_Q, P_K, P_V, P_O, P_GATE, P_UP, P_DOWN, P_COUNT };
+
+/* One linear layer: base weight, its gradient or its low-rank pair. */
+typedef struct projection {
+    nf_linear base;
+    float *d_weight, *d_bias; /* full training */
+    int64_t r;                /* 0: no LoRA */
+    float scale, dropout;
+    const float *a, *b; /* (r, in), (out, r) */
+    float *d_a, *d_b;
+    float *h;    /* (T, r): A dropout(x), kept from forward to backward */
+    int32_t key; /* which dropout mask: layer * P_COUNT + place */
+} projection;
+
+typedef struct norm {
+    const float *gain;
+    float *d_gain;
+} norm;
+
+/* What the forward pass leaves for the backward pass, one set per layer in training and one in all in inference. */
+typedef struct activations {
+    float *x;        /* (T, hidden) input of the block */
+    float *q, *k, *v; /* (T, heads*d), (T, kv_heads*d) x2, after norm and rotation */
+    float *q_raw, *k_raw; /* before the q/k norm; NULL without one */
+    float *attended; /* (T, heads*d) */
+    float *lse;      /* (T, heads) */
+    float *middle;   /* (T, hidden) after the attention's residual */
+    float *gate, *up; /* (T, ffn) */
+} activations;
+
+typedef struct block {
+    norm attn_norm, ffn_norm, q_norm, k_norm;
+    projection p[P_COUNT];
+    activations act;
+} block;
+
+struct nf_engine {
+    nf_shape shape;
+    nf_mode mode;
+    nf_pool *pool;
+    const nf_kernels *kernels;
+    float *inverse_frequencies; /* (rotary/2) */
+    block *blocks;
+    nf_linear embed, head; /* head.w == embed.w when tied */
+    float *d_embed, *d_head;
+    norm final_norm;
+    int64_t max_tokens;
+    float *arena;
+
+    /* scratch in the arena, all (T, ...) of the current call */
+    float *x;                 /* residual stream in, later its gradient */
+    float *cosine, *sine;     /* (T, rotary/2) */
+    float *normed;            /* (T, hidden) */
+    float *acted;             /* (T, ffn): silu(gate) * up */
+    float *d_q, *d_k, *d_v, *d_attended;
+    float *d_gate, *d_up, *d_normed;
+    float *d_h;               /* (T, 3 * max r) */
+    float *partial;           /* (row tiles, hidden or head_dim): norm gains' gradients before they are summed */
+    float *picked, *d_picked; /* (T, hidden): normed rows of the trained tokens, and their gradient */
+    float *losses;
+    int32_t *picked_at, *picked_target;
+    nf_span *spans;
+    float *attention_scratch, *entropy_scratch, *worker_scratch;
+    int64_t worker_floats; /* of worker_scratch, for each worker */
+};
+
+/* What one pass works on. */
+typedef struct stream {
+    const int32_t *tokens, *positions;
+    int64_t T;
+    nf_span *spans;
+    int64_t n_spans;
+    nf_cache *cache; /* keys and values go here in inference; NULL in training */
+    int keep;        /* keep the log-sum-exp and low-rank products for a backward pass */
+    int dropout;     /* 1: apply it */
+    uint64_t seed;
+} stream;
+
+struct nf_cache {
+    int64_t capacity, length, layers, width; /* width = kv_heads * head_dim */
+    float *k, *v;                            /* (layers, capacity, width) */
+};
+
+enum { ROW_TILE = 32 }; /* rows of one task of the row kernels */
+
+static inline int64_t nf_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t nf_tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+/* forward.c: fill the activations of every block and leave the last block's output in e->x. */
+void nf_forward(nf_engine *e, const stream *s);
+
+/* backward.c: e->x holds the gradient of the last block's output on entry. */
+void nf_backward(nf_engine *e, const stream *s);
+
+/* projection.c */
+
+/* Before a group of projections that read the same rows: h = A dropout(x) of each.  Rows [row, row+rows). */
+void nf_lora_down(nf_engine *e, projection *const *p, int n, const stream *s, const float *x, int64_t row, int64_t rows,
+                  float *scratch);
+
+/* y[i] = x W_i^T + bias_i + scale_i h_i B_i^T (+ residual, which may be NULL), all tiles of n projections in one loop. */
+void nf_project(nf_engine *e, projection *const *p, int n, float *const *y, const float *x, const float *residual, int64_t T);
+
+/* Gradients of n projections that read the same x: of their weights or pairs, and (unless NULL) d_x = sum over them. */
+void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
+                         const stream *s);
+
+#endif

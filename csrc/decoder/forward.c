@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Forward pass of the blocks: x += attention(norm(x)); x += swiglu(norm(x)). */
+#include <math.h>
+#include <string.h>
+
+#include "engine.h"
+
+typedef struct job {
+    nf_engine *e;
+    const stream *s;
+    block *b;
+    activations *act;
+    int64_t layer;
+} job;
+
+static void embed_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    const nf_shape *c = &j->e->shape;
+    int64_t half = c->rotary / 2;
+    (void)worker;
+    for (int64_t t = index * ROW_TILE, end = nf_min(t + ROW_TILE, j->s->T); t < end; t++) {
+        nf_linear_row(&j->e->embed, j->e->x + t * c->hidden, j->s->tokens[t]);
+        for (int64_t i = 0; i < half; i++) {
+            /* The angle is rounded to float32 as the models were trained; its sine and cosine are not. */
+            double angle = (double)((float)j->s->positions[t] * j->e->inverse_frequencies[i]);
+            j->e->cosine[t * half + i] = (float)cos(angle) * c->rope_factor;
+            j->e->sine[t * half + i] = (float)sin(angle) * c->rope_factor;
+        }
+    }
+}
+
+static void norm_and_lora(const job *j, const norm *n, const float *x, projection *const *p, int count, int64_t row,
+                          int64_t rows, int worker) {
+    nf_engine *e = j->e;
+    int64_t D = e->shape.hidden;
+    e->kernels->rmsnorm_forward(e->normed + row * D, D, x + row * D, D, n->gain, rows, D, e->shape.eps);
+    nf_lora_down(e, p, count, j->s, e->normed, row, rows, e->worker_scratch + worker * e->worker_floats);
+}
+
+static void attention_norm_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    projection *qkv[] = {&j->b->p[P_Q], &j->b->p[P_K], &j->b->p[P_V]};
+    int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), D = j->e->shape.hidden;
+    if (j->act->x != j->e->x) memcpy(j->act->x + row * D, j->e->x + row * D, (size_t)(rows * D) * sizeof(float));
+    norm_and_lora(j, &j->b->attn_norm, j->e->x, qkv, 3, row, rows, worker);
+}
+
+/* q/k norm, rotation, and the way of k and v into the cache. */
+static void rotate_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    nf_engine *e = j->e;
+    const nf_shape *c = &e->shape;
+    activations *a = j->act;
+    int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), d = c->head_dim, half = c->rotary / 2;
+    int64_t H = c->heads * d, K = c->kv_heads * d;
+    (void)worker;
+    if (j->b->q_norm.gain) {
+        if (a->q_raw) {
+            memcpy(a->q_raw + row * H, a->q + row * H, (size_t)(rows * H) * sizeof(float));
+            memcpy(a->k_raw + row * K, a->k + row * K, (size_t)(rows * K) * sizeof(float));
+        }
+        e->kernels->rmsnorm_forward(a->q + row * H, d, a->q + row * H, d, j->b->q_norm.gain, rows * c->heads, d, c->eps);
+        e->kernels->rmsnorm_forward(a->k + row * K, d, a->k + row * K, d, j->b->k_norm.gain, rows * c->kv_heads, d, c->eps);
+    }
+    const float *cosine = e->cosine + row * half, *sine = e->sine + row * half;
+    e->kernels->rope(a->q + row * H, H, cosine, sine, rows, c->heads, d, half, c->interleaved, 1.0f);
+    e->kernels->rope(a->k + row * K, K, cosine, sine, rows, c->kv_heads, d, half, c->interleaved, 1.0f);
+    if (!j->s->cache) return;
+    int64_t at = (j->layer * j->s->cache->capacity + j->s->cache->length + row) * K;
+    memcpy(j->s->cache->k + at, a->k + row * K, (size_t)(rows * K) * sizeof(float));
+    memcpy(j->s->cache->v + at, a->v + row * K, (size_t)(rows * K) * sizeof(float));
+}
+
+static void output_lora_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    projection *o[] = {&j->b->p[P_O]};
+    int64_t row = index * ROW_TILE;
+    nf_lora_down(j->e, o, 1, j->s, j->act->attended, row, nf_min(ROW_TILE, j->s->T - row),
+                 j->e->worker_scratch + worker * j->e->worker_floats);
+}
+
+static void ffn_norm_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    projection *gate_up[] = {&j->b->p[P_GATE], &j->b->p[P_UP]};
+    int64_t row = index * ROW_TILE;
+    norm_and_lora(j, &j->b->ffn_norm, j->act->middle, gate_up, 2, row, nf_min(ROW_TILE, j->s->T - row), worker);
+}
+
+static void swiglu_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    nf_engine *e = j->e;
+    projection *down[] = {&j->b->p[P_DOWN]};
+    int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), F = e->shape.ffn;
+    e->kernels->swiglu_forward(e->acted + row * F, j->act->gate + row * F, j->act->up + row * F, rows * F);
+    nf_lora_down(e, down, 1, j->s, e->acted, row, rows, e->worker_scratch + worker * e->worker_floats);
+}
+
+static void forward_block(nf_engine *e, const stream *s, int64_t layer) {
+    block *b = &e->blocks[layer];
+    activations *a = &b->act;
+    const nf_shape *c = &e->shape;
+    job j = {.e = e, .s = s, .b = b, .act = a, .layer = layer};
+    int64_t row_tiles = nf_tiles(s->T, ROW_TILE);
+    projection *qkv[] = {&b->p[P_Q], &b->p[P_K], &b->p[P_V]}, *o[] = {&b->p[P_O]};
+    projection *gate_up[] = {&b->p[P_GATE], &b->p[P_UP]}, *down[] = {&b->p[P_DOWN]};
+
+    nf_pool_run(e->pool, row_tiles, attention_norm_rows, &j);
+    nf_project(e, qkv, 3, (float *const[]){a->q, a->k, a->v}, e->normed, NULL, s->T);
+    nf_pool_run(e->pool, row_tiles, rotate_rows, &j);
+
+    nf_attention attention = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), s->spans, s->n_spans};
+    int64_t cached = s->cache ? layer * s->cache->capacity * s->cache->width : 0;
+    nf_attention_forward(e->pool, e->kernels, &attention, a->attended, s->keep ? a->lse : NULL, a->q,
+                         s->cache ? s->cache->k + cached : a->k, s->cache ? s->cache->v + cached : a->v, e->attention_scratch);
+    if (b->p[P_O].r) nf_pool_run(e->pool, row_tiles, output_lora_rows, &j);
+    nf_project(e, o, 1, (float *const[]){a->middle}, a->attended, e->x, s->T);
+
+    nf_pool_run(e->pool, row_tiles, ffn_norm_rows, &j);
+    nf_project(e, gate_up, 2, (float *const[]){a->gate, a->up}, e->normed, NULL, s->T);
+    nf_pool_run(e->pool, row_tiles, swiglu_rows, &j);
+    nf_project(e, down, 1, (float *const[]){e->x}, e->acted, a->middle, s->T);
+}
+
+void nf_forward(nf_engine *e, const stream *s) {
+    job j = {.e = e, .s = s};
+    nf_pool_run(e->pool, nf_tiles(s->T, ROW_TILE), embed_rows, &j);
+    for (int64_t layer = 0; layer < e->shape.layers; layer++) forward_block(e, s, layer);
+}

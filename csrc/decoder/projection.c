@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Linear layers with their low-rank pairs, in tiles of rows and columns that depend on the shape alone. */
+#include <string.h>
+
+#include "../kernels/matmul.h"
+#include "engine.h"
+
+enum { TILE_ROWS = 256, TILE_COLS = 384, LORA_ROWS = 64, GRAD_COLS = 128 };
+
+/* A tile of one of n matrices. */
+typedef struct place {
+    int which;
+    int64_t row, rows, col, cols;
+} place;
+
+static int64_t count_tiles(int64_t rows, int64_t cols) { return nf_tiles(rows, TILE_ROWS) * nf_tiles(cols, TILE_COLS); }
+
+static place locate(int64_t index, int64_t rows, const int64_t *cols) {
+    place at = {0};
+    while (index >= count_tiles(rows, cols[at.which])) index -= count_tiles(rows, cols[at.which++]);
+    int64_t across = nf_tiles(cols[at.which], TILE_COLS);
+    at.row = index / across * TILE_ROWS, at.col = index % across * TILE_COLS;
+    at.rows = nf_min(TILE_ROWS, rows - at.row), at.cols = nf_min(TILE_COLS, cols[at.which] - at.col);
+    return at;
+}
+
+typedef struct job {
+    nf_engine *e;
+    projection *const *p;
+    const stream *s;
+    int n;
+    int64_t T, cols[4];
+    float *const *y;     /* outputs, or their gradients in the backward pass */
+    const float *x, *residual;
+    float *d_x;
+    float *d_h[4];       /* (T, r) of each projection */
+} job;
+
+/* -------- dropout: the mask is a function of (seed, projection, element), so nothing is stored -------- */
+
+static uint32_t mix(uint32_t h) {
+    h ^= h >> 16;
+    h *= 0x7feb352du;
+    h ^= h >> 15;
+    h *= 0x846ca68bu;
+    return h ^ (h >> 16);
+}
+
+/* out = x where kept, scaled by 1/(1-p), else 0; element (t, i) of a (T, in) matrix. */
+static void drop(float *out, const float *x, const projection *p, uint64_t seed, int64_t t, int64_t i0, int64_t n) {
+    uint32_t limit = (uint32_t)(p->dropout * 4294967296.0), key = mix((uint32_t)seed ^ mix((uint32_t)(seed >> 32) + (uint32_t)p->key));
+    uint32_t row = mix(key ^ (uint32_t)t);
+    float keep = 1.0f / (1.0f - p->dropout);
+    for (int64_t i = 0; i < n; i++) out[i] = mix(row + (uint32_t)(i0 + i)) >= limit ? x[i] * keep : 0.0f;
+}
+
+static int drops(const projection *p, const stream *s) { return s->dropout && p->dropout > 0.0f; }
+
+/* -------- forward -------- */
+
+void nf_lora_down(nf_engine *e, projection *const *p, int n, const stream *s, const float *x, int64_t row, int64_t rows,
+                  float *scratch) {
+    (void)e;
+    for (int i = 0; i < n; i++) {
+        if (p[i]->r == 0) continue;
+        int64_t in = p[i]->base.in, r = p[i]->r;
+        const float *from = x + row * in;
+        if (drops(p[i], s)) {
+            for (int64_t t = 0; t < rows; t++) drop(scratch + t * in, from + t * in, p[i], s->seed, row + t, 0, in);
+            from = scratch;
+        }
+        nf_matmul(0, 1, rows, r, in, 1.0f, from, in, p[i]->a, in, 0.0f, p[i]->h + row * r, r);
+    }
+}
+
+static void project_tile(void *context, int64_t index, int worker) {
+    const job *j = context;
+    place at = locate(index, j->T, j->cols);
+    const projection *p = j->p[at.which];
+    int64_t out = p->base.out, in = p->base.in;
+    float *y = j->y[at.which] + at.row * out + at.col;
+    (void)worker;
+    if (j->residual)
+        for (int64_t t = 0; t < at.rows; t++)
+            memcpy(y + t * out, j->residual + (at.row + t) * out + at.col, (size_t)at.cols * sizeof *y);
+    nf_linear_tile(&p->base, y, out, j->x + at.row * in, in, at.rows, at.col, at.col + at.cols, j->residual ? 1.0f : 0.0f);
+    if (p->base.bias)
+        for (int64_t t = 0; t < at.rows; t++) j->e->kernels->add_scaled(y + t * out, p->base.bias + at.col, 1.0f, at.cols);
+    if (p->r)
+        nf_matmul(0, 1, at.rows, at.cols, p->r, p->scale, p->h + at.row * p->r, p->r, p->b + at.col * p->r, p->r, 1.0f, y, out);
+}
+
+void nf_project(nf_engine *e, projection *const *p, int n, float *const *y, const float *x, const float *residual, int64_t T) {
+    job j = {.e = e, .p = p, .n = n, .T = T, .y = y, .x = x, .residual = residual};
+    int64_t tiles = 0;
+    for (int i = 0; i < n; i++) tiles += count_tiles(T, j.cols[i] = p[i]->base.out);
+    nf_pool_run(e->pool, tiles, project_tile, &j);
+}
+
+/* -------- backward -------- */
+
+/* d_h = scale * d_y B for some rows of every pair. */
+static void lora_up_backward(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t row = index * LORA_ROWS, rows = nf_min(LORA_ROWS, j->T - row);
+    (void)worker;
+    for (int i = 0; i < j->n; i++) {
+        const projection *p = j->p[i];
+        if (p->r == 0) continue;
+        nf_matmul(0, 0, rows, p->r, p->base.out, p->scale, j->y[i] + row * p->base.out, p->base.out, p->b, p->r, 0.0f,
+                  j->d_h[i] + row * p->r, p->r);
+    }
+}
+
+static void input_tile(void *context, int64_t index, int worker) {
+    const job *j = context;
+    place at = locate(index, j->T, j->cols);
+    int64_t in = j->cols[0];
+    float *d_x = j->d_x + at.row * in + at.col, beta = 0.0f, *d_a_x = NULL;
+    for (int i = 0; i < j->n; i++) {
+        const projection *p = j->p[i];
+        nf_linear_tile_input(&p->base, d_x, in, j->y[i] + at.row * p->base.out, p->base.out, at.rows, 0, p->base.out, at.col,
+                             at.col + at.cols, beta);
+        beta = 1.0f;
+        if (p->r == 0) continue;
+        const float *d_h = j->d_h[i] + at.row * p->r;
+        if (!drops(p, j->s)) {
+            nf_matmul(0, 0, at.rows, at.cols, p->r, 1.0f, d_h, p->r, p->a + at.col, in, 1.0f, d_x, in);
+            continue;
+        }
+        d_a_x = j->e->worker_scratch + worker * j->e->worker_floats;
+        for (int64_t t = 0; t < at.rows; t++) {
+            nf_matmul(0, 0, 1, at.cols, p->r, 1.0f, d_h + t * p->r, p->r, p->a + at.col, in, 0.0f, d_a_x, at.cols);
+            drop(d_a_x, d_a_x, p, j->s->seed, at.row + t, at.col, at.cols);
+            j->e->kernels->add_scaled(d_x + t * in, d_a_x, 1.0f, at.cols);
+        }
+    }
+}
+
+/* d_a (r, cols) += d_h^T dropout(x), d_b (cols, r) += scale * d_y^T h for one stripe of columns. */
+static void lora_gradients(void *context, int64_t index, int worker) {
+    const job *j = context;
+    for (int i = 0; i < j->n; i++) {
+        const projection *p = j->p[i];
+        int64_t in = p->base.in, out = p->base.out, a_tiles = nf_tiles(in, GRAD_COLS), b_tiles = nf_tiles(out, GRAD_COLS);
+        if (p->r == 0) continue;
+        if (index < a_tiles) {
+            int64_t col = index * GRAD_COLS, cols = nf_min(GRAD_COLS, in - col), ldx = in;
+            const float *x = j->x + col;
+            if (drops(p, j->s)) {
+                float *kept = j->e->worker_scratch + worker * j->e->worker_floats;
+                for (int64_t t = 0; t < j->T; t++) drop(kept + t * cols, x + t * in, p, j->s->seed, t, col, cols);
+                x = kept, ldx = cols;
+            }
+            nf_matmul(1, 0, p->r, cols, j->T, 1.0f, j->d_h[i], p->r, x, ldx, 1.0f, p->d_a + col, in);
+            return;
+        }
+        index -= a_tiles;
+        if (index < b_tiles) {
+            int64_t col = index * GRAD_COLS, cols = nf_min(GRAD_COLS, out - col);
+            nf_matmul(1, 0, cols, p->r, j->T, p->scale, j->y[i] + col, out, p->h, p->r, 1.0f, p->d_b + col * p->r, p->r);
+            return;
+        }
+        index -= b_tiles;
+    }
+}
+
+/* d_weight (rows of out, all in) += d_y^T x, d_bias += sum of d_y; tiles are (out x in). */
+static void weight_gradients(void *context, int64_t index, int worker) {
+    const job *j = context;
+    (void)worker;
+    for (int i = 0; i < j->n; i++) {
+        const projection *p = j->p[i];
+        int64_t in = p->base.in, out = p->base.out, cols = in;
+        if (!p->d_weight) continue;
+        if (index >= count_tiles(out, in)) {
+            index -= count_tiles(out, in);
+            continue;
+        }
+        place at = locate(index, out, &cols);
+        nf_matmul(1, 0, at.rows, at.cols, j->T, 1.0f, j->y[i] + at.row, out, j->x + at.col, in, 1.0f,
+                  p->d_weight + at.row * in + at.col, in);
+        if (p->d_bias && at.col == 0)
+            for (int64_t t = 0; t < j->T; t++)
+                j->e->kernels->add_scaled(p->d_bias + at.row, j->y[i] + t * out + at.row, 1.0f, at.rows);
+        return;
+    }
+}
+
+void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
+                         const stream *s) {
+    job j = {.e = e, .p = p, .s = s, .n = n, .T = s->T, .y = d_y, .x = x, .d_x = d_x};
+    int64_t lora_tiles = 0, weight_tiles = 0, used = 0;
+    for (int i = 0; i < n; i++) {
+        j.d_h[i] = e->d_h + used;
+        used += p[i]->r * s->T;
+        if (p[i]->r) lora_tiles += nf_tiles(p[i]->base.in, GRAD_COLS) + nf_tiles(p[i]->base.out, GRAD_COLS);
+        if (p[i]->d_weight) weight_tiles += count_tiles(p[i]->base.out, p[i]->base.in);
+    }
+    if (lora_tiles) {
+        nf_pool_run(e->pool, nf_tiles(s->T, LORA_ROWS), lora_up_backward, &j);
+        nf_pool_run(e->pool, lora_tiles, lora_gradients, &j);
+    }
+    if (weight_tiles) nf_pool_run(e->pool, weight_tiles, weight_gradients, &j);
+    if (!d_x) return;
+    j.cols[0] = p[0]->base.in;
+    nf_pool_run(e->pool, count_tiles(s->T, j.cols[0]), input_tile, &j);
+}

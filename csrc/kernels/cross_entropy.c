@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cross_entropy.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "matmul.h"
+
+enum {
+    ROWS = 128,        /* rows of one task */
+    CHUNK = 512,       /* logits of one row at a time */
+    STRIPES = 16,      /* with few rows the vocabulary is cut into up to this many stripes, to have work for all threads */
+    BLOCK = 4 * CHUNK, /* with a trained head: vocabulary rows whose gradient is computed at a time */
+    COLUMNS = 256      /* and how many columns of d_x or d_w a task owns */
+};
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+/* A function of the shape alone, so that the result does not depend on the number of threads. */
+static int64_t stripes_of(int64_t n, int64_t V) {
+    int64_t wanted = STRIPES / tiles_of(n, ROWS), chunks = tiles_of(V, CHUNK);
+    return wanted < 1 ? 1 : min64(wanted, chunks);
+}
+
+typedef struct job {
+    const nf_kernels *kernels;
+    const nf_linear *head;
+    const float *x;
+    const int32_t *targets;
+    int64_t n, stripes, block, block_size;
+    float *losses, *d_x, *d_w, *logits;
+    float *part_x; /* (stripes, n, D): sum over the stripe of exp(logit - m) * W[v] */
+    float *m, *l;  /* (stripes, n): running maximum and sum */
+    float *target; /* (n,): the logit of the target */
+} job;
+
+static void stripe_forward(void *context, int64_t index, int worker) {
+    const job *j = context;
+    const nf_linear *head = j->head;
+    int64_t D = head->in, V = head->out, per = tiles_of(tiles_of(V, CHUNK), j->stripes) * CHUNK;
+    int64_t stripe = index % j->stripes, row = index / j->stripes * ROWS, rows = min64(ROWS, j->n - row);
+    float *m = j->m + stripe * j->n + row, *l = j->l + stripe * j->n + row;
+    float *acc = j->part_x ? j->part_x + (stripe * j->n + row) * D : NULL, *logits = j->logits + (int64_t)worker * ROWS * CHUNK;
+    float correction[ROWS];
+    for (int64_t t = 0; t < rows; t++) m[t] = -INFINITY, l[t] = 0.0f;
+    if (acc) memset(acc, 0, (size_t)(rows * D) * sizeof *acc);
+    for (int64_t v = stripe * per, end = min64(V, v + per); v < end; v += CHUNK) {
+        int64_t cols = min64(CHUNK, end - v);
+        nf_linear_tile(head, logits, CHUNK, j->x + row * D, D, rows, v, v + cols, 0.0f);
+        for (int64_t t = 0; t < rows; t++) {
+            int64_t target = j->targets[row + t] - v;
+            if (target >= 0 && target < cols) j->target[row + t] = logits[t * CHUNK + target];
+        }
+        j->kernels->softmax_block(logits, CHUNK, rows, cols, 1.0f, cols, 0, m, l, correction);
+        if (!acc) continue;
+        for (int64_t t = 0; t < rows; t++)
+            if (correction[t] != 1.0f) j->kernels->scale(acc + t * D, correction[t], D);
+        nf_linear_tile_input(head, acc, D, logits, CHUNK, rows, v, v + cols, 0, D, 1.0f);
+    }
+}
+
+/* Join the stripes of one row: loss, and d_x = softmax-weighted mean of W minus W[target]. */
+static void join_row(void *context, int64_t t, int worker) {
+    const job *j = context;
+    int64_t D = j->head->in, n = j->n;
+    (void)worker;
+    float top = -INFINITY, total = 0.0f;
+    for (int64_t s = 0; s < j->stripes; s++) top = fmaxf(top, j->m[s * n + t]);
+    for (int64_t s = 0; s < j->stripes; s++) total += j->l[s * n + t] * expf(j->m[s * n + t] - top);
+    float lse = top + logf(total);
+    j->losses[t] = lse - j->target[t];
+    j->l[t] = lse; /* read again by a trained head; stripe 0 of this row is not needed any more */
+    if (!j->part_x) return;
+    float *d_x = j->d_x + t * D;
+    nf_linear_row(j->head, d_x, j->targets[t]);
+    j->kernels->scale(d_x, -1.0f, D);
+    for (int64_t s = 0; s < j->stripes; s++)
+        j->kernels->add_scaled(d_x, j->part_x + (s * n + t) * D, expf(j->m[s * n + t] - top) / total, D);
+}
+
+/* One tile of softmax - onehot for the current block of the vocabulary. */
+static void block_probabilities(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t chunks = tiles_of(j->block_size, CHUNK), row = index / chunks * ROWS, rows = min64(ROWS, j->n - row);
+    int64_t col = index % chunks * CHUNK, cols = min64(CHUNK, j->block_size - col), v = j->block + col, D = j->head->in;
+    float *p = j->logits + row * BLOCK + col;
+    (void)worker;
+    nf_linear_tile(j->head, p, BLOCK, j->x + row * D, D, rows, v, v + cols, 0.0f);
+    j->kernels->softmax_again(p, BLOCK, rows, cols, 1.0f, cols, 0, j->l + row);
+    for (int64_t t = 0; t < rows; t++) {
+        int64_t target = j->targets[row + t] - v;
+        if (target >= 0 && target < cols) p[t * BLOCK + target] -= 1.0f;
+    }
+}
+
+/* Columns of d_w for the block, then the same columns of d_x. */
+static void block_gradients(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t D = j->head->in, col = index * COLUMNS, cols = min64(COLUMNS, D - col), v = j->block;
+    (void)worker;
+    nf_matmul(1, 0, j->block_size, cols, j->n, 1.0f, j->logits, BLOCK, j->x + col, D, 1.0f, j->d_w + v * D + col, D);
+    nf_linear_tile_input(j->head, j->d_x + col, D, j->logits, BLOCK, j->n, v, v + j->block_size, col, col + cols,
+                         v > 0 ? 1.0f : 0.0f);
+}
+
+int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, int trained) {
+    int64_t most = 0; /* the number of stripes falls as rows grow, so a smaller n may need more */
+    for (int64_t tiles = 1; tiles <= tiles_of(n, ROWS); tiles++) {
+        int64_t rows = min64(n, tiles * ROWS), stripes = stripes_of(rows, V);
+        int64_t size = stripes * rows * 2 + (trained ? 0 : stripes * rows * D);
+        most = size > most ? size : most;
+    }
+    int64_t logits = trained ? n * BLOCK : 0, tile = (int64_t)workers * ROWS * CHUNK;
+    return most + n + (logits > tile ? logits : tile);
+}
+
+void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear *head, const float *x,
+                      const int32_t *targets, int64_t n, float *losses, float *d_x, float *d_w, float *scratch) {
+    if (n == 0) return;
+    int64_t D = head->in, stripes = stripes_of(n, head->out);
+    job j = {.kernels = kernels, .head = head, .x = x, .targets = targets, .n = n, .stripes = stripes, .losses = losses};
+    j.d_x = d_x, j.d_w = d_w;
+    j.m = scratch, j.l = j.m + stripes * n, j.target = j.l + stripes * n, j.logits = j.target + n;
+    if (d_x && !d_w) j.part_x = j.logits, j.logits += stripes * n * D;
+    nf_pool_run(pool, tiles_of(n, ROWS) * stripes, stripe_forward, &j);
+    nf_pool_run(pool, n, join_row, &j);
+    if (!d_w) return;
+    for (j.block = 0; j.block < head->out; j.block += BLOCK) {
+        j.block_size = min64(BLOCK, head->out - j.block);
+        nf_pool_run(pool, tiles_of(n, ROWS) * tiles_of(j.block_size, CHUNK), block_probabilities, &j);
+        nf_pool_run(pool, tiles_of(D, COLUMNS), block_gradients, &j);
+    }
+}

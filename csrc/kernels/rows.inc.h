@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The body of the row kernels.  rows.c includes it once for each instruction set with
+     NF_TARGET  function attribute that turns the instruction set on
+     NF_NAME(x) a name of its own for each function
+     NF_W       float lanes of a vector
+   Vectors are the compiler's own vector extension; the tail of a row is handled in a padded vector, so every element goes
+   through the same arithmetic wherever it stands. */
+
+#define vf NF_NAME(vf)
+#define vi NF_NAME(vi)
+typedef float vf __attribute__((vector_size(NF_W * 4)));
+typedef int32_t vi __attribute__((vector_size(NF_W * 4)));
+
+#define NF_INLINE static inline __attribute__((always_inline)) NF_TARGET
+#define NF_KERNEL static NF_TARGET
+#define load NF_NAME(load)
+#define store NF_NAME(store)
+#define load_some NF_NAME(load_some)
+#define store_some NF_NAME(store_some)
+#define sum NF_NAME(sum)
+#define vmax NF_NAME(vmax)
+#define choose NF_NAME(choose)
+#define vexp NF_NAME(vexp)
+
+NF_INLINE vf load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+NF_INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+/* The first n < NF_W lanes from memory, the rest 0. */
+NF_INLINE vf load_some(const float *p, int64_t n) {
+    float padded[NF_W] = {0};
+    for (int64_t i = 0; i < n; i++) padded[i] = p[i];
+    return load(padded);
+}
+
+NF_INLINE void store_some(float *p, vf v, int64_t n) {
+    float padded[NF_W];
+    store(padded, v);
+    for (int64_t i = 0; i < n; i++) p[i] = padded[i];
+}
+
+/* Pairwise, so that the order is the same for every vector width's own tree. */
+NF_INLINE float sum(vf v) {
+    float lanes[NF_W];
+    store(lanes, v);
+    for (int step = NF_W / 2; step > 0; step /= 2)
+        for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
+    return lanes[0];
+}
+
+NF_INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+NF_INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
+
+/* exp(x) with relative error below 2 units in the last place: x = n ln2 + r, |r| <= ln2/2, Taylor to degree 7 in r.
+   Below -87.3 the result is 0 (or the smallest normal number), above 88.3 it stays finite; NaN stays NaN. */
+NF_INLINE vf vexp(vf x) {
+    const float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, round = 12582912.0f; /* 1.5*2^23 */
+    vf zero = {0};
+    vi tiny = x < -87.3f;
+    vf clamped = choose(x > 88.3f, zero + 88.3f, choose(tiny, zero - 87.3f, x));
+    vf n = (clamped * log2e + round) - round;
+    vf r = clamped - n * ln2_high - n * ln2_low;
+    vf p = zero + 1.0f / 5040.0f;
+    p = p * r + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    vi power = (__builtin_convertvector(choose(n == n, n, zero), vi) + 127) << 23;
+    return choose(tiny, zero, p * (vf)power);
+}
+
+/* Run `body` over [0, n) in vectors; `i` is the place, `k` how many lanes count (NF_W but in the tail). */
+#define NF_LANES(n, body_full, body_some)                                                                              \
+    do {                                                                                                               \
+        int64_t i = 0;                                                                                                 \
+        for (; i + NF_W <= (n); i += NF_W) { body_full }                                                               \
+        if (i < (n)) {                                                                                                 \
+            int64_t k = (n) - i;                                                                                       \
+            body_some                                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+NF_KERNEL float NF_NAME(dot)(const float *a, const float *b, int64_t n) {
+    vf t = {0};
+    NF_LANES(n, t += load(a + i) * load(b + i);, t += load_some(a + i, k) * load_some(b + i, k););
+    return sum(t);
+}
+
+NF_KERNEL void NF_NAME(scale)(float *x, float f, int64_t n) {
+    NF_LANES(n, store(x + i, load(x + i) * f);, store_some(x + i, load_some(x + i, k) * f, k););
+}
+
+NF_KERNEL void NF_NAME(add_scaled)(float *y, const float *x, float f, int64_t n) {
+    NF_LANES(n, store(y + i, load(y + i) + f * load(x + i));
+             , store_some(y + i, load_some(y + i, k) + f * load_some(x + i, k), k););
+}
+
+NF_KERNEL void NF_NAME(rmsnorm_forward)(float *out, int64_t ldo, const float *x, int64_t ldx, const float *gain,
+                                        int64_t rows, int64_t C, float eps) {
+    for (int64_t t = 0; t < rows; t++, out += ldo, x += ldx) {
+        float r = 1.0f / sqrtf(NF_NAME(dot)(x, x, C) / (float)C + eps);
+        NF_LANES(C, store(out + i, load(x + i) * r * load(gain + i));
+                 , store_some(out + i, load_some(x + i, k) * r * load_some(gain + i, k), k););
+    }
+}
+
+NF_KERNEL void NF_NAME(rmsnorm_backward)(float *d_x, int64_t lddx, float *d_gain, const float *d_y, int64_t lddy,
+                                         const float *x, int64_t ldx, const float *gain, int64_t rows, int64_t C,
+                                         float eps, int add) {
+    for (int64_t t = 0; t < rows; t++, d_x += lddx, d_y += lddy, x += ldx) {
+        float r = 1.0f / sqrtf(NF_NAME(dot)(x, x, C) / (float)C + eps);
+        vf along = {0};
+        NF_LANES(C, along += load(d_y + i) * load(gain + i) * load(x + i);
+                 , along += load_some(d_y + i, k) * load_some(gain + i, k) * load_some(x + i, k););
+        float f = sum(along) * r * r * r / (float)C;
+        if (d_gain)
+            NF_LANES(C, store(d_gain + i, load(d_gain + i) + load(d_y + i) * (load(x + i) * r));
+                     , store_some(d_gain + i, load_some(d_gain + i, k) + load_some(d_y + i, k) * (load_some(x + i, k) * r), k););
+        NF_LANES(
+            C, vf d = r * load(d_y + i) * load(gain + i) - f * load(x + i); store(d_x + i, add ? load(d_x + i) + d : d);
+            , vf d = r * load_some(d_y + i, k) * load_some(gain + i, k) - f * load_some(x + i, k);
+            store_some(d_x + i, add ? load_some(d_x + i, k) + d : d, k););
+    }
+}
+
+NF_KERNEL void NF_NAME(rope)(float *x, int64_t ldx, const float *cosine, const float *sine, int64_t rows, int64_t heads,
+                             int64_t d, int64_t half, int interleaved, float sign) {
+    for (int64_t t = 0; t < rows; t++, x += ldx, cosine += half, sine += half)
+        for (int64_t h = 0; h < heads; h++) {
+            float *head = x + h * d;
+            if (interleaved) {
+                for (int64_t i = 0; i < half; i++) {
+                    float a = head[2 * i], b = head[2 * i + 1], c = cosine[i], s = sign * sine[i];
+                    head[2 * i] = a * c - b * s;
+                    head[2 * i + 1] = b * c + a * s;
+                }
+            } else {
+                for (int64_t i = 0; i < half; i++) {
+                    float a = head[i], b = head[i + half], c = cosine[i], s = sign * sine[i];
+                    head[i] = a * c - b * s;
+                    head[i + half] = b * c + a * s;
+                }
+            }
+        }
+}
+
+NF_KERNEL void NF_NAME(swiglu_forward)(float *out, const float *gate, const float *up, int64_t n) {
+    NF_LANES(n, vf g = load(gate + i); store(out + i, g / (1.0f + vexp(-g)) * load(up + i));
+             , vf g = load_some(gate + i, k); store_some(out + i, g / (1.0f + vexp(-g)) * load_some(up + i, k), k););
+}
+
+NF_KERNEL void NF_NAME(swiglu_backward)(float *d_gate, float *d_up, const float *d_out, const float *gate, const float *up,
+                                        int64_t n) {
+#define NF_SWIGLU(get, put)                                                                                            \
+    vf g = get(gate), d = get(d_out), u = get(up), sigmoid = 1.0f / (1.0f + vexp(-g)), silu = g * sigmoid;             \
+    put(d_up, d * silu);                                                                                               \
+    put(d_gate, d * u * (sigmoid + silu * (1.0f - sigmoid)));
+#define NF_GET(p) load(p + i)
+#define NF_PUT(p, v) store(p + i, v)
+#define NF_GET_SOME(p) load_some(p + i, k)
+#define NF_PUT_SOME(p, v) store_some(p + i, v, k)
+    NF_LANES(n, NF_SWIGLU(NF_GET, NF_PUT), NF_SWIGLU(NF_GET_SOME, NF_PUT_SOME));
+#undef NF_SWIGLU
+#undef NF_GET
+#undef NF_PUT
+#undef NF_GET_SOME
+#undef NF_PUT_SOME
+}
+
+NF_INLINE int64_t NF_NAME(seen)(int64_t row, int64_t cols, int64_t visible, int64_t causal) {
+    int64_t n = visible + row * causal;
+    return n < 0 ? 0 : n < cols ? n : cols;
+}
+
+/* s[0:n] = exp(scale*s - top), the rest of the row 0; returns the sum. */
+NF_INLINE float NF_NAME(exp_row)(float *s, int64_t n, int64_t cols, float scale, float top) {
+    vf total = {0};
+    NF_LANES(n, vf e = vexp(load(s + i) * scale - top); store(s + i, e); total += e;
+             , vf e = vexp(load_some(s + i, k) * scale - top); store_some(s + i, e, k);
+             float kept[NF_W] = {0}; store_some(kept, e, k); total += load(kept););
+    memset(s + n, 0, (size_t)(cols - n) * sizeof *s);
+    return sum(total);
+}
+
+NF_KERNEL void NF_NAME(softmax_block)(float *s, int64_t ld, int64_t rows, int64_t cols, float scale, int64_t visible,
+                                      int64_t causal, float *m, float *l, float *correction) {
+    for (int64_t t = 0; t < rows; t++, s += ld) {
+        int64_t n = NF_NAME(seen)(t, cols, visible, causal);
+        float top = m[t];
+        if (n >= NF_W) {
+            vf high = load(s);
+            int64_t i = NF_W;
+            for (; i + NF_W <= n; i += NF_W) high = vmax(load(s + i), high);
+            high = vmax(load(s + n - NF_W), high);
+            float lanes[NF_W];
+            store(lanes, high);
+            for (int j = 0; j < NF_W; j++) top = lanes[j] * scale > top ? lanes[j] * scale : top;
+        } else {
+            for (int64_t i = 0; i < n; i++) top = s[i] * scale > top ? s[i] * scale : top;
+        }
+        correction[t] = n > 0 && m[t] > -FLT_MAX ? expf(m[t] - top) : (n > 0 ? 0.0f : 1.0f);
+        m[t] = top;
+        l[t] = l[t] * correction[t] + NF_NAME(exp_row)(s, n, cols, scale, top);
+    }
+}
+
+NF_KERNEL void NF_NAME(softmax_again)(float *s, int64_t ld, int64_t rows, int64_t cols, float scale, int64_t visible,
+                                      int64_t causal, const float *lse) {
+    for (int64_t t = 0; t < rows; t++, s += ld)
+        NF_NAME(exp_row)(s, NF_NAME(seen)(t, cols, visible, causal), cols, scale, lse[t]);
+}
+
+NF_KERNEL void NF_NAME(softmax_backward)(float *dp, const float *p, int64_t ld, int64_t rows, int64_t cols, float scale,
+                                         const float *delta) {
+    for (int64_t t = 0; t < rows; t++, dp += ld, p += ld)
+        NF_LANES(cols, store(dp + i, load(p + i) * (load(dp + i) - delta[t]) * scale);
+                 , store_some(dp + i, load_some(p + i, k) * (load_some(dp + i, k) - delta[t]) * scale, k););
+}
+
+NF_KERNEL void NF_NAME(adamw)(float *p, const float *g, float *m, float *v, int64_t n, float lr, float beta1, float beta2,
+                              float eps, float weight_decay, float correction1, float correction2, float grad_scale) {
+    float step = lr / correction1, root = 1.0f / sqrtf(correction2), keep = 1.0f - lr * weight_decay;
+    for (int64_t i = 0; i < n; i++) {
+        float grad = g[i] * grad_scale;
+        m[i] = beta1 * m[i] + (1.0f - beta1) * grad;
+        v[i] = beta2 * v[i] + (1.0f - beta2) * grad * grad;
+        p[i] = p[i] * keep - step * m[i] / (sqrtf(v[i]) * root + eps);
+    }
+}
+
+static const nf_kernels NF_NAME(table) = {
+    .rmsnorm_forward = NF_NAME(rmsnorm_forward),
+    .rmsnorm_backward = NF_NAME(rmsnorm_backward),
+    .rope = NF_NAME(rope),
+    .swiglu_forward = NF_NAME(swiglu_forward),
+    .swiglu_backward = NF_NAME(swiglu_backward),
+    .softmax_block = NF_NAME(softmax_block),
+    .softmax_again = NF_NAME(softmax_again),
+    .softmax_backward = NF_NAME(softmax_backward),
+    .scale = NF_NAME(scale),
+    .add_scaled = NF_NAME(add_scaled),
+    .dot = NF_NAME(dot),
+    .adamw = NF_NAME(adamw),
+};
+
+#undef vf
+#undef vi
+#undef NF_INLINE
+#undef NF_KERNEL
+#undef NF_LANES
+#undef load
+#undef store
+#undef load_some
+#undef store_some
+#undef sum
+#undef vmax
+#undef choose
+#undef vexp

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only module that touches the C core: status codes become errors, arrays become pointers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BackendError, ConfigError, NeuralForgeError, WontFitError
+
+with contextlib.suppress(ImportError):  # loads the BLAS library; absent on macOS and where plain C was built
+    import scipy_openblas32  # noqa: F401
+
+from ._cpu import ffi, lib
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+SLOTS = {
+    "embed": lib.NF_EMBED,
+    "attn_norm": lib.NF_ATTN_NORM,
+    "q": lib.NF_Q,
+    "k": lib.NF_K,
+    "v": lib.NF_V,
+    "q_bias": lib.NF_Q_BIAS,
+    "k_bias": lib.NF_K_BIAS,
+    "v_bias": lib.NF_V_BIAS,
+    "q_norm": lib.NF_Q_NORM,
+    "k_norm": lib.NF_K_NORM,
+    "o": lib.NF_O,
+    "ffn_norm": lib.NF_FFN_NORM,
+    "gate": lib.NF_GATE,
+    "up": lib.NF_UP,
+    "down": lib.NF_DOWN,
+    "final_norm": lib.NF_FINAL_NORM,
+    "head": lib.NF_HEAD,
+}
+MODES = {"none": lib.NF_MODE_INFER, "lora": lib.NF_MODE_LORA, "full": lib.NF_MODE_FULL}
+_ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_ARGUMENT: ConfigError, lib.NF_ERR_MEMORY: WontFitError}
+
+
+def _check(status: int) -> None:
+    if status != lib.NF_OK:
+        message = ffi.string(lib.nf_last_error()).decode("utf-8", "replace")
+        raise _ERRORS.get(status, BackendError)(message)
+
+
+def _floats(array: F32 | None) -> Any:
+    """Pointer to a C-contiguous float32 array; the caller keeps the array alive."""
+    if array is None:
+        return ffi.NULL
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        raise TypeError(f"expected contiguous float32, got {array.dtype} with strides {array.strides}")
+    return ffi.cast("float *", array.ctypes.data)
+
+
+def _ints(array: I32) -> Any:
+    if array.dtype != np.int32 or not array.flags.c_contiguous:
+        raise TypeError(f"expected contiguous int32, got {array.dtype} with strides {array.strides}")
+    return ffi.cast("int32_t *", array.ctypes.data)
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_features() -> dict[str, str]:
+    """What computes here: instruction set of the row kernels and the library of the float32 products."""
+    return {
+        "isa": ffi.string(lib.nf_isa_name(lib.nf_cpu_isa())).decode(),
+        "blas": ffi.string(lib.nf_matmul_library()).decode(),
+    }
+
+
+def adamw(
+    param: F32,
+    grad: F32,
+    m: F32,
+    v: F32,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+    threads: int,
+) -> None:
+    """One AdamW step in place on flat float32 arrays (Loshchilov & Hutter 2019); `step` counts from 1."""
+    arrays = (_floats(param), _floats(grad), _floats(m), _floats(v))
+    rates = (lr, beta1, beta2, eps, weight_decay, grad_scale)
+    _check(lib.nf_adamw(*arrays, param.size, step, *rates, threads))
+
+
+def sum_of_squares(array: F32) -> float:
+    """Sum of squares in double precision, in a fixed order; NaN and infinity come through."""
+    return float(lib.nf_sum_of_squares(_floats(array), array.size))
+
+
+def first_nonfinite(array: F32) -> int | None:
+    """Flat index of the first NaN or infinity, or None."""
+    index = int(lib.nf_first_nonfinite(_floats(array), array.size))
+    return None if index < 0 else index
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`nf_shape` of decoder.h."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    rotary: int
+    interleaved: bool
+    rope_factor: float
+    qk_norm: bool
+    eps: float
+
+    def to_c(self) -> Any:
+        return ffi.new("nf_shape *", {name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+def arena_bytes(shape: Shape, mode: str, *, max_tokens: int, lora_width: int, threads: int) -> int:
+    """Bytes of activations and scratch that an engine allocates; `lora_width` is the sum of r over one layer's pairs."""
+    return int(lib.nf_engine_arena_bytes(shape.to_c(), MODES[mode], max_tokens, lora_width, threads))
+
+
+class Cache:
+    """Key-value cache of one sequence."""
+
+    def __init__(self, engine: Engine, capacity: int) -> None:
+        out = ffi.new("nf_cache **")
+        _check(lib.nf_cache_new(out, engine.handle, capacity))
+        self.handle = ffi.gc(out[0], lib.nf_cache_free)
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return int(lib.nf_cache_length(self.handle))
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        _check(lib.nf_cache_truncate(self.handle, length))
+
+
+class Engine:
+    """A C engine with the arrays it points to; see decoder.h for what each call does."""
+
+    def __init__(self, shape: Shape, inverse_frequencies: F32, *, threads: int) -> None:
+        self.shape = shape
+        self._alive: list[Any] = []
+        out = ffi.new("nf_engine **")
+        _check(lib.nf_engine_new(out, shape.to_c(), _floats(inverse_frequencies), threads))
+        self.handle = ffi.gc(out[0], lib.nf_engine_free)
+
+    def set(self, slot: str, layer: int, weight: F32, gradient: F32 | None = None) -> None:
+        self._alive += [weight, gradient]
+        _check(lib.nf_engine_set(self.handle, SLOTS[slot], layer, _floats(weight), _floats(gradient)))
+
+    def set_lora(
+        self, slot: str, layer: int, *, scale: float, dropout: float, a: F32, b: F32, d_a: F32 | None, d_b: F32 | None
+    ) -> None:
+        self._alive += [a, b, d_a, d_b]
+        arrays = (_floats(a), _floats(b), _floats(d_a), _floats(d_b))
+        _check(lib.nf_engine_set_lora(self.handle, SLOTS[slot], layer, a.shape[0], scale, dropout, *arrays))
+
+    def reserve(self, mode: str, max_tokens: int) -> None:
+        _check(lib.nf_engine_reserve(self.handle, MODES[mode], max_tokens))
+
+    def step(
+        self, tokens: I32, targets: I32, positions: I32, bounds: I32, *, backward: bool, seed: int
+    ) -> tuple[float, int]:
+        """(sum of losses, trained tokens) of one micro-step."""
+        loss, counted = ffi.new("double *"), ffi.new("int64_t *")
+        stream: Sequence[Any] = (_ints(tokens), _ints(targets), _ints(positions), tokens.size, _ints(bounds), bounds.size - 1)
+        _check(lib.nf_engine_step(self.handle, *stream, backward, seed & (2**64 - 1), loss, counted))
+        return float(loss[0]), int(counted[0])
+
+    def logits(self, cache: Cache, tokens: I32, *, last_only: bool) -> F32:
+        out = np.empty((1 if last_only else tokens.size, self.shape.vocab), np.float32)
+        _check(lib.nf_engine_logits(self.handle, cache.handle, _ints(tokens), tokens.size, last_only, _floats(out)))
+        return out
+
+    def close(self) -> None:
+        """Free the engine now."""
+        ffi.release(self.handle)
+        self._alive.clear()

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU backend: our own C engine. The reference that every other backend is compared with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from .. import _core
+from ..config import LoraConfig, ModelConfig, tensor_shapes
+from ..errors import BackendError, ConfigError, ModelError
+from ..lora import lora_shapes
+from ..models import inverse_frequencies
+from ..weights import F32Array, ParamSet, Weights
+from . import IntArray, MicroBatch
+
+name = "cpu"
+
+# canonical name inside a layer -> slot of the engine
+LAYER_SLOTS = {
+    "input_layernorm.weight": "attn_norm",
+    "self_attn.q_proj.weight": "q",
+    "self_attn.k_proj.weight": "k",
+    "self_attn.v_proj.weight": "v",
+    "self_attn.q_proj.bias": "q_bias",
+    "self_attn.k_proj.bias": "k_bias",
+    "self_attn.v_proj.bias": "v_bias",
+    "self_attn.q_norm.weight": "q_norm",
+    "self_attn.k_norm.weight": "k_norm",
+    "self_attn.o_proj.weight": "o",
+    "post_attention_layernorm.weight": "ffn_norm",
+    "mlp.gate_proj.weight": "gate",
+    "mlp.up_proj.weight": "up",
+    "mlp.down_proj.weight": "down",
+}
+MODEL_SLOTS = {"model.embed_tokens.weight": "embed", "model.norm.weight": "final_norm", "lm_head.weight": "head"}
+
+
+def unavailable() -> str | None:
+    """The CPU backend runs everywhere."""
+    return None
+
+
+def slot_of(tensor: str) -> tuple[str, int]:
+    """(slot, layer) of a canonical tensor name."""
+    if tensor in MODEL_SLOTS:
+        return MODEL_SLOTS[tensor], 0
+    _, _, layer, rest = tensor.split(".", 3)
+    return LAYER_SLOTS[rest], int(layer)
+
+
+def engine_shape(config: ModelConfig, *, length: int) -> tuple[_core.Shape, F32Array]:
+    """The engine's view of a model, and its inverse frequencies for sequences of `length` tokens."""
+    frequencies, factor = inverse_frequencies(config.rope, config.head_dim, length=length)
+    shape = _core.Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        ffn=config.intermediate_size,
+        vocab=config.vocab_size,
+        rotary=2 * frequencies.size,
+        interleaved=config.rope.layout == "interleaved",
+        rope_factor=factor,
+        qk_norm=config.qk_norm,
+        eps=config.rms_norm_eps,
+    )
+    return shape, frequencies
+
+
+def full_params(config: ModelConfig) -> ParamSet:
+    """Room for all weights, matrices first: norms and biases take no weight decay (as in transformers)."""
+    shapes = tensor_shapes(config)
+    decayed = {n: s for n, s in shapes.items() if len(s) > 1}
+    rest = {n: s for n, s in shapes.items() if len(s) == 1}
+    return ParamSet(decayed | rest, n_decay=sum(int(np.prod(s)) for s in decayed.values()))
+
+
+class CpuSession:
+    """A session on the C engine; see `backends.Session` for what the calls mean."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        train: Literal["none", "lora", "full"],
+        lora: LoraConfig | None,
+        max_tokens: int,
+        threads: int,
+    ) -> None:
+        self.config = config
+        self.threads = threads or _core.available_threads()
+        shape, frequencies = engine_shape(config, length=max(max_tokens, config.max_position_embeddings))
+        self._engine: _core.Engine | None = _core.Engine(shape, frequencies, threads=self.threads)
+        if train == "full":
+            self.params = full_params(config)
+        else:
+            sizes = lora_shapes(config, lora) if lora else {}
+            self.params = ParamSet(sizes, n_decay=sum(int(np.prod(s)) for s in sizes.values()))
+        self.grads = None if train == "none" else self.params.like()
+        self._set_weights(weights, trained=train == "full")
+        if lora and train != "full":
+            self._set_lora(lora)
+        self._engine.reserve(train, max_tokens)
+
+    @property
+    def engine(self) -> _core.Engine:
+        if self._engine is None:
+            raise BackendError("this session is closed")
+        return self._engine
+
+    def _set_weights(self, weights: Weights, *, trained: bool) -> None:
+        for tensor in tensor_shapes(self.config):
+            stored = weights[tensor]
+            values = stored.float32()
+            if trained:
+                self.params[tensor][...] = values
+                values = self.params[tensor]
+            bad = _core.first_nonfinite(values)
+            if bad is not None:
+                place = tuple(int(i) for i in np.unravel_index(bad, stored.shape))
+                raise ModelError(
+                    f"{stored.source}: tensor {tensor} has the value {values.flat[bad]} at {place}",
+                    hint="the file is damaged or the model was saved after training had diverged; get a sound copy",
+                )
+            gradient = self.grads[tensor] if trained and self.grads else None
+            slot, layer = slot_of(tensor)
+            self.engine.set(slot, layer, values, gradient)
+
+    def _set_lora(self, lora: LoraConfig) -> None:
+        for a in self.params:
+            if not a.endswith(".lora_A.weight"):
+                continue
+            b = a.replace(".lora_A.", ".lora_B.")
+            slot, layer = slot_of(a.replace(".lora_A.", "."))
+            self.engine.set_lora(
+                slot,
+                layer,
+                scale=lora.scale,
+                dropout=lora.lora_dropout,
+                a=self.params[a],
+                b=self.params[b],
+                d_a=self.grads[a] if self.grads else None,
+                d_b=self.grads[b] if self.grads else None,
+            )
+
+    def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0) -> tuple[float, int]:
+        return self._step(batch, backward=True, seed=seed)
+
+    def loss(self, batch: MicroBatch) -> tuple[float, int]:
+        return self._step(batch, backward=False, seed=0)
+
+    def _step(self, batch: MicroBatch, *, backward: bool, seed: int) -> tuple[float, int]:
+        return self.engine.step(
+            batch.tokens, batch.targets, batch.positions, batch.bounds, backward=backward, seed=seed
+        )
+
+    def new_cache(self, max_length: int) -> _core.Cache:
+        return _core.Cache(self.engine, max_length)
+
+    def logits(self, tokens: IntArray, cache: _core.Cache | None = None, *, last_only: bool = False) -> F32Array:
+        tokens = np.ascontiguousarray(tokens, np.int32)
+        return self.engine.logits(cache or self.new_cache(tokens.size), tokens, last_only=last_only)
+
+    def update(self, params: ParamSet) -> None:
+        if params is not self.params:
+            self.params.flat[...] = params.flat
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def open(  # noqa: A001 - the name every backend has
+    config: ModelConfig,
+    weights: Weights,
+    *,
+    train: Literal["none", "lora", "full"] = "none",
+    lora: LoraConfig | None = None,
+    max_tokens: int = 512,
+    threads: int = 0,
+    dtype: str = "auto",
+) -> CpuSession:
+    """Open a model on the CPU; see `backends.Backend.open`."""
+    if dtype not in ("auto", "f32"):
+        raise ConfigError(f"dtype={dtype!r}: the CPU backend computes in f32 so far", hint="use dtype='auto' or 'f32'")
+    if train == "lora" and lora is None:
+        raise ConfigError("train='lora' needs a LoraConfig")
+    return CpuSession(config, weights, train=train, lora=lora, max_tokens=max_tokens, threads=threads)
