@@ -124,9 +124,9 @@ class _Pace:
         if self.held_out is not None:
             parts.append(f"held-out {figure(self.held_out)}")
         parts += [
-            f"lr {steps[-1].lr:.2e}",
-            f"{count(tokens_per_second(steps))} tokens/s",
             f"{duration(seconds_left(steps))} left",
+            f"{count(tokens_per_second(steps))} tokens/s",
+            f"lr {steps[-1].lr:.2e}",
         ]
         return "  ".join(parts)
 
@@ -162,7 +162,7 @@ class TerminalProgress:
             self._plain = PlainProgress(stream)
             return
         self._stream, self._pace, self._time = stream, _Pace(), 0.0
-        self._bar, self._task = _rich_bar(stream)
+        self._live = _rich_live(stream)
 
     def __call__(self, event: Event) -> None:
         if self._plain:
@@ -171,45 +171,48 @@ class TerminalProgress:
         try:
             self._show(event)
         except (OSError, ValueError) as error:
-            logger.warning("progress is no longer shown: %s", error)
+            logger.warning("the bar is no longer shown: %s", error)
             self._plain = PlainProgress(self._stream)
 
     def _show(self, event: Event) -> None:
         self._pace.see(event)
-        if isinstance(event, Step):
-            self._bar.update(self._task, completed=event.step, total=event.total, line=self._pace.line())
-            if time.monotonic() - self._time < SECONDS_PER_FRAME and event.step < event.total:
-                return
-            self._bar.start()
-            self._time = time.monotonic()
-            self._bar.refresh()
-        else:
+        if not isinstance(event, Step):
             if isinstance(event, Done):
                 self.close()
-            self._bar.console.print(describe(event), markup=False, highlight=False, emoji=False, soft_wrap=True)
+            self._live.console.print(describe(event), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        elif time.monotonic() - self._time >= SECONDS_PER_FRAME or event.step >= event.total:
+            self._time = time.monotonic()
+            self._live.start()
+            self._live.update(_rich_row(event, self._pace.line(), self._live.console.width), refresh=True)
 
     def close(self) -> None:
         """Leave the bar as it is and give the terminal back; may be called more than once."""
         if not self._plain:
-            self._bar.stop()
+            self._live.stop()
 
 
-def _rich_bar(stream: TextIO) -> tuple[Any, Any]:
-    """A bar that draws only when told to (no thread) and leaves sys.stdout and sys.stderr alone."""
+def _rich_live(stream: TextIO) -> Any:
+    """A display that draws only when told to (no thread) and leaves sys.stdout and sys.stderr alone."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-    from rich.table import Column
+    from rich.live import Live
 
-    bar = Progress(
-        TextColumn("step {task.completed:,.0f}/{task.total:,.0f}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=Console(file=stream, highlight=False),
-        auto_refresh=False,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    return bar, bar.add_task("", total=0, line="")
+    console = Console(file=stream, highlight=False)
+    return Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+
+
+def _rich_row(step: Step, line: str, width: int) -> Any:
+    """Step, bar and figures in one row; what does not fit is cut at the end of the figures."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    row = Table.grid(padding=(0, 1))
+    row.add_column(no_wrap=True)
+    row.add_column(no_wrap=True)
+    row.add_column()
+    bar = ProgressBar(total=step.total, completed=step.step, width=20 if width >= 110 else 10)
+    row.add_row(f"step {step.step}/{step.total}", bar, Text(line, no_wrap=True, overflow="ellipsis"))
+    return row
 
 
 class NotebookProgress:
