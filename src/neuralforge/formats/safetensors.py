@@ -95,7 +95,7 @@ def _entry(name: str, entry: Any, where: str, error: type[ModelError]) -> tuple[
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _SIZES:
         raise error(f"{where} has the unknown dtype {dtype!r}", hint="use F32, F16 or BF16 weights")
-    if not _sizes(shape) or len(shape) > 32:
+    if not _sizes(shape) or len(shape) > 32 or math.prod(max(n, 1) for n in shape) >= 2**60:
         raise error(f"{where} has the shape {shape!r}", hint=_CUT_OFF)
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise error(f"{where} has the data_offsets {offsets!r}", hint=_CUT_OFF)
