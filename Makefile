@@ -80,9 +80,9 @@ build/c/$(1)/flags: build_cpu.py Makefile | $(VENV)/.build
 	$(2) $(PY) build_cpu.py >$$@
 build/c/$(1)/%.o: %.c $(C_HEADERS) build/c/$(1)/flags
 	@mkdir -p $$(@D)
-	$(CC) $(3) -Icsrc -c $$< @build/c/$(1)/flags -o $$@
+	@echo "cc $$@"; $(CC) $(3) -Icsrc -c $$< @build/c/$(1)/flags -o $$@
 build/c/$(1)/test_%: build/c/$(1)/tests/c/test_%.o $(C_SOURCES:%.c=build/c/$(1)/%.o)
-	$(CC) $(3) $$^ @build/c/$(1)/flags -o $$@
+	@echo "cc $$@"; $(CC) $(3) $$^ @build/c/$(1)/flags -o $$@
 .PRECIOUS: build/c/$(1)/%.o
 endef
 $(eval $(call c_variant,blas))
