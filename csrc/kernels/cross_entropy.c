@@ -60,7 +60,7 @@ static void stripe_forward(void *context, int64_t index, int worker) {
     }
 }
 
-/* Join the stripes of one row: loss, and d_x = softmax-weighted mean of W minus W[target]. */
+/* Join the stripes of one row: loss, and the frozen head's d_x = softmax-weighted mean of W. */
 static void join_row(void *context, int64_t t, int worker) {
     const job *j = context;
     int64_t D = j->head->in, n = j->n;
@@ -68,18 +68,17 @@ static void join_row(void *context, int64_t t, int worker) {
     float top = -INFINITY, total = 0.0f;
     for (int64_t s = 0; s < j->stripes; s++) top = fmaxf(top, j->m[s * n + t]);
     for (int64_t s = 0; s < j->stripes; s++) total += j->l[s * n + t] * expf(j->m[s * n + t] - top);
-    float lse = top + logf(total);
-    j->losses[t] = lse - j->target[t];
-    j->l[t] = lse; /* read again by a trained head; stripe 0 of this row is not needed any more */
-    if (!j->part_x) return;
-    float *d_x = j->d_x + t * D;
-    nf_linear_row(j->head, d_x, j->targets[t]);
-    j->kernels->scale(d_x, -1.0f, D);
+    j->losses[t] = (top - j->target[t]) + logf(total);
+    if (!j->part_x) { /* a trained head reads them again, in the place of stripe 0 */
+        j->m[t] = top, j->l[t] = total;
+        return;
+    }
+    memset(j->d_x + t * D, 0, (size_t)D * sizeof *j->d_x);
     for (int64_t s = 0; s < j->stripes; s++)
-        j->kernels->add_scaled(d_x, j->part_x + (s * n + t) * D, expf(j->m[s * n + t] - top) / total, D);
+        j->kernels->add_scaled(j->d_x + t * D, j->part_x + (s * n + t) * D, expf(j->m[s * n + t] - top) / total, D);
 }
 
-/* One tile of softmax - onehot for the current block of the vocabulary. */
+/* One tile of the softmax for the current block of the vocabulary. */
 static void block_probabilities(void *context, int64_t index, int worker) {
     const job *j = context;
     int64_t chunks = tiles_of(j->block_size, CHUNK), row = index / chunks * ROWS, rows = min64(ROWS, j->n - row);
@@ -87,11 +86,8 @@ static void block_probabilities(void *context, int64_t index, int worker) {
     float *p = j->logits + row * BLOCK + col;
     (void)worker;
     nf_linear_tile(j->head, p, BLOCK, j->x + row * D, D, rows, v, v + cols, 0.0f);
-    j->kernels->softmax_again(p, BLOCK, rows, cols, 1.0f, cols, 0, j->l + row);
-    for (int64_t t = 0; t < rows; t++) {
-        int64_t target = j->targets[row + t] - v;
-        if (target >= 0 && target < cols) p[t * BLOCK + target] -= 1.0f;
-    }
+    j->kernels->softmax_again(p, BLOCK, rows, cols, 1.0f, cols, 0, j->m + row);
+    for (int64_t t = 0; t < rows; t++) j->kernels->scale(p + t * BLOCK, 1.0f / j->l[row + t], cols);
 }
 
 /* Columns of d_w for the block, then the same columns of d_x. */
@@ -104,6 +100,16 @@ static void block_gradients(void *context, int64_t index, int worker) {
                          v > 0 ? 1.0f : 0.0f);
 }
 
+/* The target's share of the gradients comes last: a one among thousands of small probabilities would cost them digits. */
+static void subtract_targets(const job *j, float *row) {
+    int64_t D = j->head->in;
+    for (int64_t t = 0; t < j->n; t++) {
+        nf_linear_row(j->head, row, j->targets[t]);
+        j->kernels->add_scaled(j->d_x + t * D, row, -1.0f, D);
+        if (j->d_w) j->kernels->add_scaled(j->d_w + j->targets[t] * D, j->x + t * D, -1.0f, D);
+    }
+}
+
 int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, int trained) {
     int64_t most = 0; /* the number of stripes falls as rows grow, so a smaller n may need more */
     for (int64_t tiles = 1; tiles <= tiles_of(n, ROWS); tiles++) {
@@ -112,7 +118,7 @@ int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, i
         most = size > most ? size : most;
     }
     int64_t logits = trained ? n * BLOCK : 0, tile = (int64_t)workers * ROWS * CHUNK;
-    return most + n + (logits > tile ? logits : tile);
+    return most + n + D + (logits > tile ? logits : tile);
 }
 
 void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear *head, const float *x,
@@ -121,14 +127,16 @@ void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear 
     int64_t D = head->in, stripes = stripes_of(n, head->out);
     job j = {.kernels = kernels, .head = head, .x = x, .targets = targets, .n = n, .stripes = stripes, .losses = losses};
     j.d_x = d_x, j.d_w = d_w;
-    j.m = scratch, j.l = j.m + stripes * n, j.target = j.l + stripes * n, j.logits = j.target + n;
+    j.m = scratch, j.l = j.m + stripes * n, j.target = j.l + stripes * n;
+    float *row = j.target + n;
+    j.logits = row + D;
     if (d_x && !d_w) j.part_x = j.logits, j.logits += stripes * n * D;
     nf_pool_run(pool, tiles_of(n, ROWS) * stripes, stripe_forward, &j);
     nf_pool_run(pool, n, join_row, &j);
-    if (!d_w) return;
-    for (j.block = 0; j.block < head->out; j.block += BLOCK) {
+    for (j.block = 0; d_w && j.block < head->out; j.block += BLOCK) {
         j.block_size = min64(BLOCK, head->out - j.block);
         nf_pool_run(pool, tiles_of(n, ROWS) * tiles_of(j.block_size, CHUNK), block_probabilities, &j);
         nf_pool_run(pool, tiles_of(D, COLUMNS), block_gradients, &j);
     }
+    if (d_x) subtract_targets(&j, row);
 }

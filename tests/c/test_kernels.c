@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Each kernel's output against the plain form in double, and its gradient against finite differences of that form.
+   Every instruction set that this machine can run is tested. */
+#include <string.h>
+
+#include "../../csrc/core/pool.h"
+#include "../../csrc/kernels/attention.h"
+#include "../../csrc/kernels/cross_entropy.h"
+#include "../../csrc/kernels/matmul.h"
+#include "../../csrc/kernels/optimizer.h"
+#include "check.h"
+#include "plain.h"
+
+/* float32 rounds to 6e-8; the sums here have up to a hundred terms of mixed sign. */
+static const double LIMIT = 1e-6;
+
+static const nf_kernels *kernels;
+static nf_pool *pool;
+static char title[96];
+
+static const char *named(const char *what, nf_isa isa) {
+    snprintf(title, sizeof title, "%s: %s", nf_isa_name(isa), what);
+    return title;
+}
+
+static double weighted(const double *out, const double *weights, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += out[i] * weights[i];
+    return sum;
+}
+
+/* -------- matmul -------- */
+
+static void test_matmul(void) {
+    enum { M = 7, N = 21, K = 35 };
+    float *a = new_floats(M * K, 1), *b = new_floats(N * K, 2), *c = new_floats(M * N, 3), *old = new_floats(M * N, 3);
+    double *da = to_double(a, M * K), *db = to_double(b, N * K), expected[M * N];
+    for (int ta = 0; ta < 2; ta++)
+        for (int tb = 0; tb < 2; tb++) {
+            memcpy(c, old, M * N * sizeof *c);
+            nf_matmul(ta, tb, M, N, K, 0.5f, a, ta ? M : K, b, tb ? K : N, 2.0f, c, N);
+            for (int i = 0; i < M; i++)
+                for (int j = 0; j < N; j++)
+                    expected[i * N + j] = 0.5 * plain_product(ta, tb, M, N, K, da, db, i, j) + 2.0 * (double)old[i * N + j];
+            snprintf(title, sizeof title, "matmul ta=%d tb=%d (%.30s)", ta, tb, nf_matmul_library());
+            check_close(title, c, expected, M * N, LIMIT);
+        }
+    for (int i = 0; i < M * N; i++) c[i] = NAN;
+    nf_matmul(0, 1, 1, N, K, 1.0f, a, K, b, K, 0.0f, c, N);
+    for (int j = 0; j < N; j++) expected[j] = plain_product(0, 1, 1, N, K, da, db, 0, j);
+    check_close("matmul of one row; beta 0 does not read c", c, expected, N, LIMIT);
+    free(a), free(b), free(c), free(old), free(da), free(db);
+}
+
+/* -------- rmsnorm -------- */
+
+typedef struct norm_case {
+    double *x, *gain, *out, *weights;
+    int64_t rows, C;
+} norm_case;
+
+static double norm_value(void *context) {
+    norm_case *n = context;
+    plain_rmsnorm(n->out, n->x, n->gain, n->rows, n->C, 1e-5);
+    return weighted(n->out, n->weights, n->rows * n->C);
+}
+
+static void test_rmsnorm(nf_isa isa) {
+    const int64_t widths[] = {1, 5, 16, 67};
+    for (int w = 0; w < 4; w++) {
+        int64_t rows = 3, C = widths[w], n = rows * C;
+        float *x = new_floats(n, 4), *gain = new_floats(C, 5), *d_y = new_floats(n, 6), *out = new_floats(n, 0);
+        float *d_x = new_floats(n, 0), *d_gain = new_floats(C, 0);
+        norm_case c = {to_double(x, n), to_double(gain, C), malloc((size_t)n * 8), to_double(d_y, n), rows, C};
+        kernels->rmsnorm_forward(out, C, x, C, gain, rows, C, 1e-5f);
+        norm_value(&c);
+        check_close(named("rmsnorm", isa), out, c.out, n, LIMIT);
+        kernels->rmsnorm_backward(d_x, C, d_gain, d_y, C, x, C, gain, rows, C, 1e-5f, 0);
+        double *fx = differences(norm_value, &c, c.x, n), *fg = differences(norm_value, &c, c.gain, C);
+        if (C > 1) check_close(named("rmsnorm d_x", isa), d_x, fx, n, LIMIT); /* one value alone has gradient 0 */
+        check_close(named("rmsnorm d_gain", isa), d_gain, fg, C, LIMIT);
+        kernels->rmsnorm_backward(d_y, C, NULL, d_y, C, x, C, gain, rows, C, 1e-5f, 0);
+        check(memcmp(d_x, d_y, (size_t)n * 4) == 0, named("rmsnorm d_x in the place of d_y", isa));
+        free(x), free(gain), free(d_y), free(out), free(d_x), free(d_gain), free(fx), free(fg);
+        free(c.x), free(c.gain), free(c.out), free(c.weights);
+    }
+}
+
+/* -------- rope -------- */
+
+typedef struct rope_case {
+    double *x, *cosine, *sine, *out, *weights;
+    int64_t rows, heads, d, half;
+    int interleaved;
+} rope_case;
+
+static double rope_value(void *context) {
+    rope_case *c = context;
+    plain_rope(c->out, c->x, c->cosine, c->sine, c->rows, c->heads, c->d, c->half, c->interleaved);
+    return weighted(c->out, c->weights, c->rows * c->heads * c->d);
+}
+
+static void test_rope(nf_isa isa) {
+    for (int interleaved = 0; interleaved < 2; interleaved++) {
+        int64_t rows = 3, heads = 2, d = 22, half = 9, n = rows * heads * d; /* partial: 18 of 22 turn */
+        float *x = new_floats(n, 7), *cosine = new_floats(rows * half, 8), *sine = new_floats(rows * half, 9);
+        float *d_out = new_floats(n, 10);
+        rope_case c = {to_double(x, n), to_double(cosine, rows * half), to_double(sine, rows * half), malloc((size_t)n * 8),
+                       to_double(d_out, n), rows, heads, d, half, interleaved};
+        rope_value(&c);
+        kernels->rope(x, heads * d, cosine, sine, rows, heads, d, half, interleaved, 1.0f);
+        check_close(named(interleaved ? "rope interleaved" : "rope half", isa), x, c.out, n, LIMIT);
+        kernels->rope(d_out, heads * d, cosine, sine, rows, heads, d, half, interleaved, -1.0f);
+        double *fx = differences(rope_value, &c, c.x, n);
+        check_close(named("rope d_x", isa), d_out, fx, n, LIMIT);
+        free(x), free(cosine), free(sine), free(d_out), free(fx);
+        free(c.x), free(c.cosine), free(c.sine), free(c.out), free(c.weights);
+    }
+}
+
+/* -------- swiglu -------- */
+
+typedef struct swiglu_case {
+    double *gate, *up, *out, *weights;
+    int64_t n;
+} swiglu_case;
+
+static double swiglu_value(void *context) {
+    swiglu_case *c = context;
+    for (int64_t i = 0; i < c->n; i++) c->out[i] = plain_silu(c->gate[i]) * c->up[i];
+    return weighted(c->out, c->weights, c->n);
+}
+
+static void test_swiglu(nf_isa isa) {
+    int64_t n = 77;
+    float *gate = new_floats(n, 11), *up = new_floats(n, 12), *d_out = new_floats(n, 13), *out = new_floats(n, 0);
+    float *d_up = new_floats(n, 0);
+    for (int64_t i = 0; i < n; i++) gate[i] *= 8.0f;
+    swiglu_case c = {to_double(gate, n), to_double(up, n), malloc((size_t)n * 8), to_double(d_out, n), n};
+    swiglu_value(&c);
+    kernels->swiglu_forward(out, gate, up, n);
+    check_close(named("swiglu", isa), out, c.out, n, LIMIT);
+    double *fg = differences(swiglu_value, &c, c.gate, n), *fu = differences(swiglu_value, &c, c.up, n);
+    kernels->swiglu_backward(d_out, d_up, d_out, gate, up, n);
+    check_close(named("swiglu d_gate, in the place of d_out", isa), d_out, fg, n, LIMIT);
+    check_close(named("swiglu d_up", isa), d_up, fu, n, LIMIT);
+    float extreme[4] = {-200.0f, 200.0f, -88.0f, 88.0f}, one[4] = {1, 1, 1, 1}, result[4];
+    kernels->swiglu_forward(result, extreme, one, 4);
+    check(fabsf(result[0]) < 1e-30f && result[1] == 200.0f && fabsf(result[2]) < 1e-30f && result[3] == 88.0f,
+          named("swiglu far out", isa));
+    free(gate), free(up), free(d_out), free(out), free(d_up), free(fg), free(fu);
+    free(c.gate), free(c.up), free(c.out), free(c.weights);
+}
+
+/* -------- attention -------- */
+
+typedef struct attention_case {
+    double *q, *k, *v, *out, *weights;
+    const int64_t *lengths;
+    int64_t documents, T, H, K, d;
+} attention_case;
+
+static double attention_value(void *context) {
+    attention_case *c = context;
+    for (int64_t i = 0, at = 0; i < c->documents; at += c->lengths[i++])
+        plain_attention(c->out + at * c->H * c->d, c->q + at * c->H * c->d, c->k + at * c->K * c->d, c->v + at * c->K * c->d,
+                        c->lengths[i], c->H, c->K, c->d);
+    return weighted(c->out, c->weights, c->T * c->H * c->d);
+}
+
+static void attention_shape(nf_isa isa, const int64_t *lengths, int64_t documents, int64_t H, int64_t K, int64_t d, int gradients) {
+    int64_t T = 0;
+    nf_span spans[4];
+    for (int64_t i = 0; i < documents; T += lengths[i++]) spans[i] = (nf_span){T, lengths[i], T, lengths[i]};
+    int64_t nq = T * H * d, nk = T * K * d;
+    float *q = new_floats(nq, 14), *k = new_floats(nk, 15), *v = new_floats(nk, 16), *d_out = new_floats(nq, 17);
+    float *out = new_floats(nq, 0), *lse = new_floats(T * H, 0), *d_q = new_floats(nq, 0), *d_k = new_floats(nk, 0);
+    float *d_v = new_floats(nk, 0), *scratch = new_floats(2 * nf_attention_scratch(d), 0);
+    attention_case c = {to_double(q, nq), to_double(k, nk), to_double(v, nk), malloc((size_t)nq * 8), to_double(d_out, nq),
+                        lengths, documents, T, H, K, d};
+    nf_attention a = {H, K, d, (float)(1.0 / sqrt((double)d)), spans, documents};
+    attention_value(&c);
+    nf_attention_forward(pool, kernels, &a, out, lse, q, k, v, scratch);
+    char what[80];
+    snprintf(what, sizeof what, "attention T=%d H=%d K=%d d=%d", (int)T, (int)H, (int)K, (int)d);
+    check_close(named(what, isa), out, c.out, nq, LIMIT);
+    if (gradients) {
+        nf_attention_backward(pool, kernels, &a, d_q, d_k, d_v, d_out, out, lse, q, k, v, scratch);
+        double *fq = differences(attention_value, &c, c.q, nq), *fk = differences(attention_value, &c, c.k, nk);
+        double *fv = differences(attention_value, &c, c.v, nk);
+        check_close(named("attention d_q", isa), d_q, fq, nq, LIMIT);
+        check_close(named("attention d_k", isa), d_k, fk, nk, LIMIT);
+        check_close(named("attention d_v", isa), d_v, fv, nk, LIMIT);
+        free(fq), free(fk), free(fv);
+    }
+    free(q), free(k), free(v), free(d_out), free(out), free(lse), free(d_q), free(d_k), free(d_v), free(scratch);
+    free(c.q), free(c.k), free(c.v), free(c.out), free(c.weights);
+}
+
+static void test_attention(nf_isa isa) {
+    attention_shape(isa, (const int64_t[]){9, 1, 5}, 3, 4, 2, 6, 1);
+    attention_shape(isa, (const int64_t[]){70}, 1, 1, 1, 4, 1);     /* more than one tile of queries */
+    attention_shape(isa, (const int64_t[]){300, 20}, 2, 2, 1, 8, 0); /* more than one block of keys */
+}
+
+/* -------- cross-entropy -------- */
+
+typedef struct entropy_case {
+    double *w, *x;
+    const int32_t *targets;
+    int64_t n, D, V;
+} entropy_case;
+
+static double entropy_value(void *context) {
+    entropy_case *c = context;
+    return plain_cross_entropy(c->w, c->x, c->targets, c->n, c->D, c->V);
+}
+
+static void entropy_shape(nf_isa isa, int64_t n, int64_t D, int64_t V, int head_differences) {
+    float *w = new_floats(V * D, 18), *x = new_floats(n * D, 19), *losses = new_floats(n, 0), *d_x = new_floats(n * D, 0);
+    float *d_w = new_floats(V * D, 0), *scratch = new_floats(nf_cross_entropy_scratch(n, D, V, 2, 1) + nf_cross_entropy_scratch(n, D, V, 2, 0), 0);
+    int32_t *targets = malloc((size_t)n * sizeof *targets);
+    for (int64_t i = 0; i < n; i++) targets[i] = (int32_t)(i * 7919 % V);
+    entropy_case c = {to_double(w, V * D), to_double(x, n * D), targets, n, D, V};
+    nf_linear head = {NF_LINEAR_F32, V, D, w, NULL};
+    double *fx = differences(entropy_value, &c, c.x, n * D), expected = entropy_value(&c);
+    for (int trained = 0; trained < 2; trained++) {
+        nf_cross_entropy(pool, kernels, &head, x, targets, n, losses, d_x, trained ? d_w : NULL, scratch);
+        float total = 0.0f;
+        for (int64_t i = 0; i < n; i++) total += losses[i];
+        check_close(named("cross-entropy", isa), &total, &expected, 1, LIMIT);
+        check_close(named(trained ? "cross-entropy d_x, trained head" : "cross-entropy d_x, frozen head", isa), d_x, fx, n * D, LIMIT);
+    }
+    if (head_differences) {
+        double *fw = differences(entropy_value, &c, c.w, V * D);
+        check_close(named("cross-entropy d_w", isa), d_w, fw, V * D, LIMIT);
+        free(fw);
+    }
+    free(w), free(x), free(losses), free(d_x), free(d_w), free(scratch), free(targets), free(fx), free(c.w), free(c.x);
+}
+
+static void test_cross_entropy(nf_isa isa) {
+    entropy_shape(isa, 3, 5, 40, 1);
+    entropy_shape(isa, 5, 6, 700, 1);   /* two chunks of the vocabulary */
+    entropy_shape(isa, 2, 4, 9000, 0);  /* stripes, and more than one block of a trained head */
+    entropy_shape(isa, 130, 2, 600, 0); /* more than one tile of rows */
+}
+
+/* -------- optimiser -------- */
+
+static void test_adamw(void) {
+    enum { N = 1000, STEPS = 5 };
+    float *p = new_floats(N, 20), *g = new_floats(N, 21), *m = new_floats(N, 0), *v = new_floats(N, 0);
+    double *dp = to_double(p, N), dm[N] = {0}, dv[N] = {0};
+    for (int t = 1; t <= STEPS; t++) {
+        check(nf_adamw(p, g, m, v, N, t, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_OK, "adamw runs");
+        for (int i = 0; i < N; i++) {
+            double grad = 0.5 * (double)g[i];
+            dm[i] = 0.9 * dm[i] + 0.1 * grad;
+            dv[i] = 0.999 * dv[i] + 0.001 * grad * grad;
+            dp[i] -= 1e-2 * 0.1 * dp[i];
+            dp[i] -= 1e-2 * (dm[i] / (1.0 - pow(0.9, t))) / (sqrt(dv[i] / (1.0 - pow(0.999, t))) + 1e-8);
+        }
+    }
+    check_close("adamw after five steps", p, dp, N, LIMIT);
+    check(nf_adamw(p, g, m, v, N, 0, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_ERR_ARGUMENT, "adamw refuses step 0");
+    float squares = (float)nf_sum_of_squares(g, N);
+    double expected = 0.0;
+    for (int i = 0; i < N; i++) expected += (double)g[i] * (double)g[i];
+    check_close("sum of squares", &squares, &expected, 1, LIMIT);
+    check(nf_first_nonfinite(g, N) == -1, "all finite");
+    g[777] = INFINITY;
+    check(nf_first_nonfinite(g, N) == 777 && isinf(nf_sum_of_squares(g, N)), "infinity is found");
+    g[500] = NAN;
+    check(nf_first_nonfinite(g, N) == 500 && isnan(nf_sum_of_squares(g, N)), "NaN is found");
+    free(p), free(g), free(m), free(v), free(dp);
+}
+
+int main(void) {
+    if (nf_pool_new(&pool, 2) != NF_OK) return 1;
+    nf_matmul_single_thread();
+    test_matmul();
+    test_adamw();
+    for (nf_isa isa = NF_ISA_BASE; isa <= nf_cpu_isa(); isa++) {
+        kernels = nf_kernels_for(isa);
+        test_rmsnorm(isa);
+        test_rope(isa);
+        test_swiglu(isa);
+        test_attention(isa);
+        test_cross_entropy(isa);
+    }
+    nf_pool_free(pool);
+    return report();
+}
