@@ -128,6 +128,6 @@ def chart(
     inside = [m for m in marks if x0 <= m <= x1]
     body += "".join(_line(px(m), top, px(m), bottom, MARK) for m in inside)
     body += "".join(_curve(s, [(px(x), py(y)) for x, y in s.points]) for s in lines)
-    if len(series) > 1:
+    if len(series) > 1 or inside:
         body += _legend(lines, right, marks=bool(inside))
     return head + body + "</svg>"
