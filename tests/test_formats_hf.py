@@ -305,6 +305,25 @@ def test_what_is_wrong_is_named(tiny_llama: Tiny, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_random_damage_is_loaded_or_refused(tiny_llama: Tiny, name: str) -> None:
+    folder = tiny_llama()
+    good = (folder / name).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        data = bytearray(good)
+        for at in rng.integers(0, min(len(data), 1500), 2):  # the header, or the whole of config.json
+            data[at] = rng.integers(256)
+        (folder / name).write_bytes(data)
+        try:
+            load(folder)
+        except ModelError as e:
+            refused += 1
+            assert str(folder) in str(e)
+    assert refused > 50
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -368,6 +387,14 @@ def test_what_is_saved_is_loaded_again(tiny_llama: Tiny, tmp_path: Path, dtype: 
         assert tensor.dtype == dtype
         np.testing.assert_allclose(tensor.float32(), values[name], rtol=tolerance[0], atol=tolerance[1])
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["config.json", WEIGHTS]
+
+
+def test_bf16_ties_go_to_the_even_value(tmp_path: Path) -> None:
+    # One step at 1 is 1/128.
+    values = (1 + np.array([0.5, 1.5, 0.49, 0.51, 2.0]) / 128).astype(np.float32)
+    safetensors.write(tmp_path / "x", {"v": values.shape}, iter([values]), dtype="BF16", metadata={})
+    steps = (safetensors.read(tmp_path / "x")[0]["v"].float32() - 1) * 128
+    assert steps.tolist() == [0, 2, 0, 1, 2]
 
 
 @pytest.mark.slow

@@ -190,6 +190,28 @@ def test_default_and_linear_frequencies() -> None:
         inverse_frequencies(RopeConfig(rope_type="yarn"), 8, length=16)
 
 
+def test_llama3_blends_between_the_bands() -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
+    frequencies, _ = inverse_frequencies(RopeConfig(rope_type="llama3", scaling=scaling), 8, length=16)
+    # 81 and 8.1 turns in 512 positions stay; 0.81 and 0.081 slow down by 8.
+    np.testing.assert_allclose(frequencies, [1, 0.1, 0.01 / 8, 0.001 / 8], rtol=1e-6)  # one rounding to float32
+    wide, _ = inverse_frequencies(RopeConfig(rope_type="llama3", scaling=scaling | {"low_freq_factor": 0.5}), 8, length=16)
+    kept = (512 * 0.01 / (2 * np.pi) - 0.5) / 3.5
+    assert wide[2] == pytest.approx(kept * 0.01 + (1 - kept) * 0.01 / 8, rel=1e-6)
+
+
+def test_longrope_changes_its_factors_beyond_the_original_context() -> None:
+    rope = read(rope_scaling=LONGROPE, max_position_embeddings=1024).rope
+    plain, _ = inverse_frequencies(RopeConfig(), 8, length=16)
+    short, factor = inverse_frequencies(rope, 8, length=128)
+    long, _ = inverse_frequencies(rope, 8, length=129)
+    np.testing.assert_allclose(plain / short, LONGROPE["short_factor"], rtol=1e-6)  # one rounding to float32
+    np.testing.assert_allclose(plain / long, LONGROPE["long_factor"], rtol=1e-6)
+    assert factor == pytest.approx(np.sqrt(1 + 3 / 7))  # ln 8 / ln 128
+    within = read(rope_scaling=LONGROPE, max_position_embeddings=128).rope
+    assert inverse_frequencies(within, 8, length=16)[1] == 1.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [8, 64, 128])
 @pytest.mark.parametrize("kind", ["linear", "llama3", "longrope"])
