@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +166,13 @@ def test_decode_reads_fields_of_later_versions_over():
 def test_message_is_json_of_the_value(value):
     line = message("info", {"key": "k", "value": value})
     assert json.loads(line.encode()) == {"type": "info", "key": "k", "value": value}
+
+
+def test_the_document_has_the_same_fields_in_the_same_order():
+    document = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    told = {}
+    for kind, cell in re.findall(r"^\| (`\w+`(?:, key `\w+`)?) \| (\w.+|\*.+) \|$", document, re.MULTILINE):
+        name = kind.replace("`", "").replace(", key", "")
+        told[name] = [f.split()[0].strip("*") for f in cell.split("value: ")[-1].split(",")]
+    assert told.pop("error") == ["message", "code"]
+    assert told == {kind: list(forms) for kind, forms in FORMS.items()}
