@@ -106,7 +106,7 @@ def chart(
     ) + _text(0, 14, title, opacity=0.95, weight=600)
     if not lines:
         return head + _text(width / 2, height / 2, "nothing recorded yet", anchor="middle") + "</svg>"
-    xs, ys = zip(*(p for s in lines for p in s.points), strict=True)
+    xs, ys = [p[0] for s in lines for p in s.points], [p[1] for s in lines for p in s.points]
     x0, x1 = min(xs), max(max(xs), min(xs) + 1)
     x0 = 0.0 if 0 < x0 < 0.05 * x1 else x0
     y0, y1 = _span(ys, zero=zero)
