@@ -188,11 +188,11 @@ def _read_sentencepiece(data: bytes, path: Path, *, legacy: bool) -> Source:
     try:
         starting = sentencepiece.SentencePieceProcessor(model_proto=data)
         continuing = sentencepiece.SentencePieceProcessor(model_proto=data + b"\x1a\x02\x18\x00")
-    except (RuntimeError, OSError, ValueError) as e:
+        sp = starting
+        texts = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
+        pieces = [_surface(sp, i, text) for i, text in enumerate(texts)]
+    except (RuntimeError, OSError, ValueError) as e:  # ValueError: a piece that is not UTF-8, a byte piece without number
         raise TokenizerError(f"{path}: not a SentencePiece model: {str(e)[:200]}", hint=DAMAGED) from e
-    sp = starting
-    texts = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
-    pieces = [_surface(sp, i, text) for i, text in enumerate(texts)]
     added = [AddedToken(i, text) for i, text in enumerate(texts) if sp.is_control(i) or sp.is_unknown(i)]
     numbers = {"unk_token": sp.unk_id(), "bos_token": sp.bos_id(), "eos_token": sp.eos_id(), "pad_token": sp.pad_id()}
     names = {name: texts[i] for name, i in numbers.items() if i >= 0}
@@ -320,7 +320,8 @@ def _json_added(entries: Any, ids: Mapping[str, int], where: str) -> list[AddedT
     added = [added_token(e.get("id") if isinstance(e, dict) else None, e, where) for e in entries or []]
     owner = {i: piece for piece, i in ids.items()}
     for token in added:
-        other = owner.setdefault(token.id, token.content)
-        if other != token.content or ids.get(token.content, token.id) != token.id:
-            raise TokenizerError(f"{where}: added token {token.content!r} has the id {token.id} of {other!r}", hint=DAMAGED)
+        other, known = owner.setdefault(token.id, token.content), ids.get(token.content, token.id)
+        if other != token.content or known != token.id:
+            what = f"the id {token.id}, which is that of {other!r}" if known == token.id else f"two ids, {token.id} and {known}"
+            raise TokenizerError(f"{where}: added token {token.content!r} has {what}", hint=DAMAGED)
     return added
