@@ -295,7 +295,7 @@ def test_nan_weight_is_named() -> None:
     weights = random_weights(TINY)
     name = "model.layers.1.mlp.up_proj.weight"
     weights[name].data[3, 4] = np.nan
-    with pytest.raises(ModelError, match=r"memory: tensor model\.layers\.1\.mlp\.up_proj\.weight has the value nan at \(3, 4\)"):
+    with pytest.raises(ModelError, match=r"memory: tensor model\.layers\.1\.mlp\.up_proj\.weight has .* nan at \(3, 4\)"):
         cpu.open(TINY, weights)
 
 
@@ -325,7 +325,7 @@ def test_too_long_closed_and_wrong_use() -> None:
     with pytest.raises(ConfigError, match="11 tokens after 0 in a cache of 10"):
         session.logits(np.zeros(11, np.int32), cache)
     with pytest.raises(BackendError, match="opened for inference"):
-        cpu.open(TINY, random_weights(TINY)).loss(stream([4], 97))
+        cpu.open(TINY, random_weights(TINY)).loss_and_grads(stream([4], 97))
     session.close()
     with pytest.raises(BackendError, match="closed"):
         session.loss(stream([4], 97))

@@ -18,7 +18,8 @@ from neuralforge.config import LoraConfig, ModelConfig
 from neuralforge.errors import AdapterError, AdapterMismatchError
 from neuralforge.formats import load as load_model
 from neuralforge.formats import peft as ours
-from neuralforge.lora import Adapter, base_fingerprint, merge, new_params
+from neuralforge.formats.peft import Adapter
+from neuralforge.lora import base_fingerprint, merge, new_params
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MODEL = ModelConfig(
@@ -39,7 +40,7 @@ B1 = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
 def adapter(model: ModelConfig = MODEL, lora: LoraConfig = LORA, fingerprint: str = "abc") -> Adapter:
     params = new_params(model, lora, seed=0)
     params.flat[:] = np.random.default_rng(0).standard_normal(params.size) * 0.1
-    return Adapter(lora, params, "models/base", fingerprint)
+    return Adapter(lora, model, params, "models/base", fingerprint)
 
 
 @pytest.fixture
@@ -272,7 +273,7 @@ def test_peft_merges_our_adapter_to_the_same_weights(
     mine = replace(mine, base_fingerprint=base_fingerprint(model), base_name=str(folder))
     mine.save_pretrained(tmp_path / "lora")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "lora").merge_and_unload().state_dict()
-    merged = dict(merge(model.weights, mine))
+    merged = dict(merge(model.weights, mine.config, mine.params))
     assert merged.keys() == theirs.keys()
     for name, value in merged.items():
         # Sums of four products of about 0.01 in float32, in another order than torch's.
@@ -309,5 +310,5 @@ def test_the_adapter_of_peft_is_read(
     assert len(mine.config.modules) == modules
     assert (mine.base_name, mine.base_fingerprint) == (str(folder), "")
     merged = theirs.float().merge_and_unload().state_dict()
-    for name, value in merge(model.weights, mine):
+    for name, value in merge(model.weights, mine.config, mine.params):
         np.testing.assert_allclose(value, merged[name].numpy(), rtol=1e-5, atol=1e-6)  # as above

@@ -59,7 +59,7 @@ int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int64_t max_t
    targets: id to be predicted at each place, -1 where none is; positions: rotary position; bounds: (documents+1) places
    where documents begin, bounds[0] = 0, bounds[documents] = T.
    loss: sum of -log p over the trained places; counted: how many they are.
-   backward != 0 adds the gradients of that sum.  seed decides the dropout mask and is not used without backward. */
+   backward != 0 adds the gradients of that sum (not in NF_MODE_INFER).  seed decides the dropout mask and is not used without backward. */
 nf_status nf_engine_step(nf_engine *engine, const int32_t *tokens, const int32_t *targets, const int32_t *positions,
                          int64_t T, const int32_t *bounds, int64_t documents, int backward, uint64_t seed, double *loss,
                          int64_t *counted);

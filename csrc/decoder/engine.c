@@ -309,7 +309,7 @@ nf_status nf_engine_step(nf_engine *e, const int32_t *tokens, const int32_t *tar
                          const int32_t *bounds, int64_t documents, int backward, uint64_t seed, double *loss,
                          int64_t *counted) {
     *loss = 0.0, *counted = 0;
-    if (e->mode == NF_MODE_INFER) return nf_fail(NF_ERR_STATE, "the engine was opened for inference");
+    if (backward && e->mode == NF_MODE_INFER) return nf_fail(NF_ERR_STATE, "the engine was opened for inference");
     if (T < 1 || T > e->max_tokens)
         return nf_fail(NF_ERR_ARGUMENT, "%lld tokens in one step, room for %lld", (long long)T, (long long)e->max_tokens);
     NF_TRY(check_ids(e, tokens, T, 0, "token"));

@@ -181,9 +181,7 @@ class Engine:
     def reserve(self, mode: str, max_tokens: int) -> None:
         _check(lib.nf_engine_reserve(self.handle, MODES[mode], max_tokens))
 
-    def step(
-        self, tokens: I32, targets: I32, positions: I32, bounds: I32, *, backward: bool, seed: int
-    ) -> tuple[float, int]:
+    def step(self, tokens: I32, targets: I32, positions: I32, bounds: I32, *, backward: bool, seed: int) -> tuple[float, int]:
         """(sum of losses, trained tokens) of one micro-step."""
         loss, counted = ffi.new("double *"), ffi.new("int64_t *")
         stream: Sequence[Any] = (_ints(tokens), _ints(targets), _ints(positions), tokens.size, _ints(bounds), bounds.size - 1)

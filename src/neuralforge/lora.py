@@ -7,41 +7,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .config import LoraConfig, ModelConfig, tensor_shapes
-from .formats import Checkpoint
+from .formats import Checkpoint, to_half
 from .weights import F32Array, ParamSet, Tensor, Weights
 
-_SAMPLE = 1024  # values taken from each end of a tensor for the fingerprint
+_SAMPLE = 1024  # values taken at most from each end of a tensor for the fingerprint, out of head_dim rows
 _PURPOSE = int.from_bytes(b"LoRA", "big") << 32  # keeps these random numbers apart from those of other uses of the seed
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A trained adapter and the model it belongs to.
-
-    Attributes:
-        config: rank, scale and target modules.
-        params: `model.layers.N.self_attn.q_proj.lora_A.weight` [r, in], `.lora_B.weight` [out, r] and so on, with the
-            rows of q and k in the rotary layout of the base.
-        base_name: path or name of the base model.
-        base_fingerprint: see `base_fingerprint`; empty when it is not known.
-    """
-
-    config: LoraConfig
-    params: ParamSet
-    base_name: str
-    base_fingerprint: str
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter as a folder in PEFT's layout; see `formats.peft.save`."""
-        from .formats import peft
-
-        peft.save(self, folder)
 
 
 def target_weights(model_config: ModelConfig, lora_config: LoraConfig) -> dict[str, tuple[int, ...]]:
@@ -93,38 +67,37 @@ def new_params(model_config: ModelConfig, lora_config: LoraConfig, *, seed: int)
     return params
 
 
-def merge(weights: Weights, adapter: Adapter) -> Iterator[tuple[str, F32Array]]:
+def merge(weights: Weights, lora_config: LoraConfig, params: ParamSet) -> Iterator[tuple[str, F32Array]]:
     """Every tensor of the model with the adapter added: W + scale · B·A, in float32, one at a time.
 
     Args:
         weights: the base, in the rotary layout that the adapter was trained in.
-        adapter: its params must fit these weights.
+        lora_config, params: the adapter; it must fit these weights.
 
     Returns:
         (name, values) in the order of `weights`. Unchanged tensors may be views of the model's file.
     """
     for name, tensor in weights.items():
         a, b = pair_names(name)
-        if a not in adapter.params:
+        if a not in params:
             yield name, tensor.float32()
         else:
-            change = adapter.params[b] @ adapter.params[a]
-            yield name, tensor.float32() + np.float32(adapter.config.scale) * change
+            yield name, tensor.float32() + np.float32(lora_config.scale) * (params[b] @ params[a])
 
 
 def base_fingerprint(checkpoint: Checkpoint) -> str:
-    """A short identity of a base model: SHA-256 over its shape and 1024 values from each end of every tensor.
+    """A short identity of a base model: SHA-256 over its shape and up to 1024 values from each end of every tensor.
 
-    Values are taken as float32, so the same values stored as F16 and F32 agree. The same model as a llama2.c file and as
-    a Hugging Face folder differs: rows of q and k lie in another order there, and so do those of an adapter's B.
+    Values are taken as float32 and rows of q and k in half-split order, so the same model as a llama2.c file and as a
+    Hugging Face folder, or stored as F16 and F32 with the same values, has one fingerprint.
     """
     c = checkpoint.config
-    facts = {"layout": c.rope.layout, "heads": [c.num_attention_heads, c.num_key_value_heads, c.head_dim]}
+    facts = {"heads": [c.num_attention_heads, c.num_key_value_heads, c.head_dim]}
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name in tensor_shapes(c):
         tensor = checkpoint.weights[name]
         digest.update(f"{name} {list(tensor.shape)}".encode())
-        for part in (slice(0, _SAMPLE), slice(-_SAMPLE, None)):
-            values = Tensor(name, tensor.dtype, tensor.data.reshape(-1)[part], tensor.source).float32()
-            digest.update(np.ascontiguousarray(values, "<f4").tobytes())
+        for rows, part in ((slice(c.head_dim), slice(_SAMPLE)), (slice(-c.head_dim, None), slice(-_SAMPLE, None))):
+            values = to_half(Tensor(name, tensor.dtype, tensor.data[rows], tensor.source).float32(), c, name)
+            digest.update(np.ascontiguousarray(values.reshape(-1)[part], "<f4").tobytes())
     return digest.hexdigest()

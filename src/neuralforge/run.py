@@ -10,8 +10,8 @@ from pathlib import Path
 
 from . import heldout
 from .events import Eval, Event, Step
+from .formats.peft import Adapter
 from .job import Job
-from .lora import Adapter
 
 
 @dataclass(frozen=True)

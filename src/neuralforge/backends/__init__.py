@@ -31,10 +31,14 @@ class MicroBatch(Protocol):
         bounds: (S+1,) int32, document s is tokens[bounds[s]:bounds[s+1]].
     """
 
-    tokens: IntArray
-    targets: IntArray
-    positions: IntArray
-    bounds: IntArray
+    @property
+    def tokens(self) -> IntArray: ...
+    @property
+    def targets(self) -> IntArray: ...
+    @property
+    def positions(self) -> IntArray: ...
+    @property
+    def bounds(self) -> IntArray: ...
 
 
 class Session(Protocol):
@@ -77,6 +81,9 @@ class Backend(Protocol):
 
     def unavailable(self) -> str | None:
         """None, or the reason in one sentence."""
+
+    def resolve_dtype(self, dtype: str) -> str:
+        """The arithmetic that "auto" or a name means here; ConfigError when the backend cannot compute in it."""
 
     def open(
         self,

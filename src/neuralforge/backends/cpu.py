@@ -42,6 +42,13 @@ def unavailable() -> str | None:
     return None
 
 
+def resolve_dtype(dtype: str) -> str:
+    """The arithmetic that `dtype` means here."""
+    if dtype not in ("auto", "f32"):
+        raise ConfigError(f"dtype={dtype!r}: the CPU backend computes in f32 so far", hint="use dtype='auto' or 'f32'")
+    return "f32"
+
+
 def slot_of(tensor: str) -> tuple[str, int]:
     """(slot, layer) of a canonical tensor name."""
     if tensor in MODEL_SLOTS:
@@ -148,15 +155,15 @@ class CpuSession:
             )
 
     def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0) -> tuple[float, int]:
+        if self.grads is None:
+            raise BackendError("this session was opened for inference, without gradients")
         return self._step(batch, backward=True, seed=seed)
 
     def loss(self, batch: MicroBatch) -> tuple[float, int]:
         return self._step(batch, backward=False, seed=0)
 
     def _step(self, batch: MicroBatch, *, backward: bool, seed: int) -> tuple[float, int]:
-        return self.engine.step(
-            batch.tokens, batch.targets, batch.positions, batch.bounds, backward=backward, seed=seed
-        )
+        return self.engine.step(batch.tokens, batch.targets, batch.positions, batch.bounds, backward=backward, seed=seed)
 
     def new_cache(self, max_length: int) -> _core.Cache:
         return _core.Cache(self.engine, max_length)
@@ -175,7 +182,7 @@ class CpuSession:
             self._engine = None
 
 
-def open(  # noqa: A001 - the name every backend has
+def open(
     config: ModelConfig,
     weights: Weights,
     *,
@@ -186,8 +193,7 @@ def open(  # noqa: A001 - the name every backend has
     dtype: str = "auto",
 ) -> CpuSession:
     """Open a model on the CPU; see `backends.Backend.open`."""
-    if dtype not in ("auto", "f32"):
-        raise ConfigError(f"dtype={dtype!r}: the CPU backend computes in f32 so far", hint="use dtype='auto' or 'f32'")
+    resolve_dtype(dtype)
     if train == "lora" and lora is None:
         raise ConfigError("train='lora' needs a LoraConfig")
     return CpuSession(config, weights, train=train, lora=lora, max_tokens=max_tokens, threads=threads)

@@ -158,9 +158,17 @@ def to_half(rows: Any, config: ModelConfig, name: str) -> Any:
         config: the model.
         name: canonical name; other tensors are returned as they are.
     """
+    return _reorder(rows, config, name, (config.head_dim // 2, 2))
+
+
+def from_half(rows: Any, config: ModelConfig, name: str) -> Any:
+    """The way back of `to_half`: half-split rows in the order that `config.rope.layout` says."""
+    return _reorder(rows, config, name, (2, config.head_dim // 2))
+
+
+def _reorder(rows: Any, config: ModelConfig, name: str, pairs: tuple[int, int]) -> Any:
     if config.rope.layout == "half" or not any(part in name for part in (".q_proj.", ".k_proj.")):
         return rows
-    pairs = config.head_dim // 2
-    heads = rows.shape[0] // config.head_dim
     tail = rows.shape[1:]
-    return rows.reshape(heads, pairs, 2, math.prod(tail)).swapaxes(1, 2).reshape(heads * config.head_dim, *tail)
+    heads = rows.shape[0] // config.head_dim
+    return rows.reshape(heads, *pairs, math.prod(tail)).swapaxes(1, 2).reshape(heads * config.head_dim, *tail)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 from ..config import LINEAR_MODULES, LoraConfig, ModelConfig
 from ..errors import AdapterError, AdapterMismatchError, ConfigError, OutputError
 from ..files import fsync_dir, make_folder, output_error, read_bytes, read_json, write_atomic
-from ..lora import Adapter, lora_shapes
+from ..lora import lora_shapes
 from ..models.fields import Fields
-from ..weights import STORED, ParamSet, Tensor
-from . import safetensors
+from ..weights import STORED, F32Array, ParamSet, Tensor
+from . import from_half, safetensors, to_half
 from .hf import canonical_name
 
 _CONFIG = "adapter_config.json"
@@ -47,6 +48,30 @@ _HARMLESS = {
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter and the model it belongs to.
+
+    Attributes:
+        config: rank, scale and target modules.
+        base: shape of the base model; it says in which rotary order the rows of q and k are.
+        params: `model.layers.N.self_attn.q_proj.lora_A.weight` [r, in], `.lora_B.weight` [out, r] and so on, with the
+            rows of q and k in the rotary layout of the base.
+        base_name: path or name of the base model.
+        base_fingerprint: see `lora.base_fingerprint`; empty when it is not known.
+    """
+
+    config: LoraConfig
+    base: ModelConfig
+    params: ParamSet
+    base_name: str
+    base_fingerprint: str
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter as a folder in PEFT's layout; see `save`."""
+        save(self, folder)
+
+
 def save(adapter: Adapter, folder: str | Path) -> None:
     """Write an adapter so that PEFT loads it; the same adapter gives the same bytes.
 
@@ -69,9 +94,14 @@ def save(adapter: Adapter, folder: str | Path) -> None:
     _remove_other(folder / _CONFIG, config)
     shapes = {_PREFIX + name: shape for name, shape in adapter.params.shapes.items()}
     metadata = {"format": "pt", _FINGERPRINT: adapter.base_fingerprint}
-    values = (adapter.params[name] for name in adapter.params)
+    values = (_in_half_order(adapter.params[name], adapter.base, name) for name in adapter.params)
     safetensors.write(folder / _WEIGHTS, shapes, values, dtype="F32", metadata=metadata)
     write_atomic(folder / _CONFIG, config)
+
+
+def _in_half_order(values: F32Array, base: ModelConfig, name: str) -> F32Array:
+    """PEFT's files are for Hugging Face models: rows of B of q and k in half-split order, whatever the base's file has."""
+    return np.ascontiguousarray(to_half(values, base, name)) if ".lora_B." in name else values
 
 
 def _remove_other(path: Path, content: bytes) -> None:
@@ -142,8 +172,8 @@ def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | Non
         )
     tensors = _by_own_name(stored, folder / _WEIGHTS)
     lora = _lora_config(entries, tensors)
-    params = _params(tensors, lora_shapes(config, lora), lora, folder / _WEIGHTS)
-    return Adapter(lora, params, entries.text("base_model_name_or_path", ""), fingerprint)
+    params = _params(tensors, config, lora, folder / _WEIGHTS)
+    return Adapter(lora, config, params, entries.text("base_model_name_or_path", ""), fingerprint)
 
 
 def _refuse_unsupported(entries: Fields) -> None:
@@ -215,7 +245,8 @@ def _modules(entries: Fields, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(m for m in LINEAR_MODULES if m in short)
 
 
-def _params(tensors: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]], lora: LoraConfig, path: Path) -> ParamSet:
+def _params(tensors: Mapping[str, Tensor], base: ModelConfig, lora: LoraConfig, path: Path) -> ParamSet:
+    shapes = lora_shapes(base, lora)
     for name in tensors:
         if name not in shapes:
             raise _unexpected(name, lora, path)
@@ -230,7 +261,8 @@ def _params(tensors: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]], l
         _check_shape(name, tensor.shape, shapes[name], path)
     params = ParamSet(shapes, n_decay=sum(math.prod(s) for s in shapes.values()))
     for name in shapes:
-        params[name][...] = tensors[name].float32()
+        values = tensors[name].float32()
+        params[name][...] = from_half(values, base, name) if ".lora_B." in name else values
         if not np.isfinite(params[name]).all():
             raise AdapterError(f"{path}: {name} holds NaN or infinite values", hint="the training that made it went wrong")
     return params

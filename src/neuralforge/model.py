@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model to use: weights, tokenizer, chat template and backend together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _core, backends, chat, formats, generate
+from .errors import ConfigError, DataError, TokenizerError
+from .formats import peft
+from .formats.peft import Adapter
+from .lora import base_fingerprint
+from .tokenizer import MAIN_FILES, Tokenizer
+from .weights import F32Array
+
+EMBEDDED = "embedded"
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+def resolve(path: str | Path) -> Path:
+    """The path of a model; "embedded" is the small base model that comes with the package."""
+    if str(path) == EMBEDDED and not Path(path).exists():
+        return Path(__file__).with_name("data") / "base"
+    return Path(path)
+
+
+class Model:
+    """A model and its tokenizer; make one with `Model.from_pretrained`.
+
+    Attributes:
+        path: the folder or file it comes from.
+        checkpoint, config, weights: what was loaded; weights are memory-mapped.
+        tokenizer: the tokenizer; asking for it raises TokenizerError where the model has none.
+        template: the chat template, the tokenizer's own or the plain built-in one.
+        backend: the backend module; `dtype` and `threads` are what its sessions are opened with.
+        adapter: the adapter in use, or None.
+    """
+
+    def __init__(
+        self, checkpoint: formats.Checkpoint, tokenizer: Tokenizer | None, *, backend: Any, dtype: str, threads: int
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.path = checkpoint.path
+        self.config = checkpoint.config
+        self.weights = checkpoint.weights
+        self.backend = backend
+        self.dtype = dtype
+        self.threads = threads
+        self.adapter: Adapter | None = None
+        self._tokenizer = tokenizer
+        self._session: backends.Session | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        backend: str = "auto",
+        dtype: str = "auto",
+        tokenizer: str | Path | None = None,
+        threads: int = 0,
+    ) -> Model:
+        """Open a model; weights are read when it is first used.
+
+        Args:
+            path: a Hugging Face folder, a llama2.c .bin file, or "embedded" for the base model inside the package.
+            backend: "auto" or the name of a backend.
+            dtype: arithmetic of the weights; "auto" lets the backend choose.
+            tokenizer: file or folder of the tokenizer where it lies elsewhere.
+            threads: 0 takes all cores; results do not depend on it.
+
+        Raises:
+            ModelError, TokenizerError: a file is missing, damaged, unsupported or does not fit.
+            BackendError: the backend is not available.
+            ConfigError: `threads` is negative or `dtype` unknown.
+
+        Example:
+            >>> import neuralforge as nf
+            >>> model = nf.Model.from_pretrained("embedded")
+            >>> model.config.model_type
+            'llama'
+        """
+        if threads < 0:
+            raise ConfigError(f"threads={threads}: must be 0 (all cores) or more")
+        chosen = backends.choose(backend)
+        checked = chosen.resolve_dtype(dtype)
+        checkpoint = formats.load(resolve(path))
+        found = _find_tokenizer(checkpoint, tokenizer)
+        if found is not None:
+            found.check_model(checkpoint.config)
+        return cls(checkpoint, found, backend=chosen, dtype=checked, threads=threads or _core.available_threads())
+
+    def __repr__(self) -> str:
+        c = self.config
+        size = f"{c.num_parameters / 1e6:.1f} M parameters, {c.num_hidden_layers} layers, hidden size {c.hidden_size}"
+        return f"Model({self.path!r}: {c.model_type}, {size}, {self.backend.name} {self.dtype})"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self.path}: no tokenizer lies beside this model",
+                hint="give tokenizer= (command: --tokenizer) the path of its tokenizer.model, tokenizer.json or tokenizer.bin",
+            )
+        return self._tokenizer
+
+    @cached_property
+    def template(self) -> chat.ChatTemplate:
+        return chat.template_for(self.tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the base weights; see `lora.base_fingerprint`."""
+        return base_fingerprint(self.checkpoint)
+
+    def load_adapter(self, adapter: str | Path | Adapter) -> Model:
+        """Apply an adapter in `logits`, `generate` and `stream`; returns the model itself.
+
+        Args:
+            adapter: a folder in PEFT's layout, or `run.adapter`.
+
+        Raises:
+            AdapterError: missing, damaged or incomplete.
+            AdapterMismatchError: it was trained on another base.
+        """
+        if not isinstance(adapter, Adapter):
+            adapter = peft.load(adapter, self.config, base_fingerprint=self.fingerprint)
+        self.close()
+        self.adapter = adapter
+        return self
+
+    def close(self) -> None:
+        """Free the memory of the engine; the model can be used again."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    @property
+    def session(self) -> backends.Session:
+        """The session for inference, opened on first use."""
+        if self._session is None:
+            lora = self.adapter.config if self.adapter else None
+            self._session = self.backend.open(
+                self.config, self.weights, lora=lora, threads=self.threads, dtype=self.dtype, max_tokens=256
+            )
+            if self.adapter:
+                self._session.update(self.adapter.params)
+        return self._session
+
+    def logits(self, ids: Sequence[int]) -> F32Array:
+        """(T,) ids -> (T, V) float32 logits of the next token at each place.
+
+        Raises:
+            DataError: no ids.
+            ConfigError: an id outside of the vocabulary.
+        """
+        if len(ids) == 0:
+            raise DataError("logits of no ids")
+        return self.session.logits(np.asarray(ids, np.int32))
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of a text (with BOS where the tokenizer wants one, without EOS) or of messages up to the answer."""
+        if not isinstance(prompt, str):
+            return chat.prompt_ids(self.template, self.tokenizer, prompt)
+        bos = [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
+        return bos + self.tokenizer.encode(prompt, add_special_tokens=False)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a text: those of the model's files and the tokenizer's EOS."""
+        own = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
+        return frozenset((*self.config.eos_token_ids, *own))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Write on after a prompt, piece by piece; see `generate`."""
+        sampling = generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        ids = generate.token_ids(
+            self.session,
+            self.encode_prompt(prompt),
+            sampling,
+            max_new_tokens=max_new_tokens,
+            context=self.config.max_position_embeddings,
+            stops=self.stop_ids,
+        )
+        yield from generate.text_pieces(ids, self.tokenizer, stop=stop, continuation=isinstance(prompt, str) and bool(prompt))
+
+    def generate(self, prompt: Prompt, **options: Any) -> str:
+        """Write on after a prompt.
+
+        Args:
+            prompt: a text, or messages ({"role", "content"}) that go through the chat template.
+            options: max_new_tokens=200, temperature=0.8 (0: always the likeliest), top_k=0, top_p=0.95, min_p=0.0,
+                repetition_penalty=1.0, stop=() (texts that end the answer), seed=0.
+
+        Returns:
+            The new text alone.
+
+        Raises:
+            ConfigError: an option out of range. DataError: the prompt is empty or longer than the context.
+        """
+        return "".join(self.stream(prompt, **options))
+
+
+def _find_tokenizer(checkpoint: formats.Checkpoint, given: str | Path | None) -> Tokenizer | None:
+    if given is not None:
+        return Tokenizer.from_file(given)
+    for name in MAIN_FILES:
+        if name in checkpoint.files:
+            return Tokenizer.from_file(checkpoint.files[name])
+    return None
