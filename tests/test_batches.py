@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import re
+import json
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -26,31 +27,29 @@ from neuralforge.batches import (
 )
 from neuralforge.errors import ConfigError, DataError, OverflowRowError
 from neuralforge.ingest import Dataset
+from neuralforge.tokenizer import Tokenizer
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
-class Bytes:
-    """The least tokenizer there can be: UTF-8 bytes, <s> = 256 and </s> = 257."""
-
-    vocab_size, bos_id, eos_id, pad_id, unk_id = 258, 256, 257, None, None
-    add_bos, add_eos, chat_template = True, False, None
-    special_tokens = {"<s>": 256, "</s>": 257}  # noqa: RUF012
-
-    def encode(
-        self, text: str, add_special_tokens: bool = True, *, parse_special: bool = False, continuation: bool = False
-    ) -> list[int]:
-        pieces = re.split("(<s>|</s>)", text) if parse_special else [text]
-        ids = [
-            i
-            for piece in pieces
-            for i in ([self.special_tokens.get(piece)] if piece in self.special_tokens else piece.encode())
-        ]
-        begins = add_special_tokens and not continuation
-        return [256, *ids] if begins and ids[:1] != [256] else ids
+def byte_tokenizer(folder: Path) -> Tokenizer:
+    """The least byte-level tokenizer there can be: bytes 0 to 255, <s> = 256 and </s> = 257."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printed]
+    letters = {byte: chr(byte) for byte in printed} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    flags = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": {letters[byte]: byte for byte in range(256)}, "merges": []}
+    added = [{"id": 256, "content": "<s>", **flags}, {"id": 257, "content": "</s>", **flags}]
+    tokenizer = {"version": "1.0", "added_tokens": added, "pre_tokenizer": level, "decoder": level, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return Tokenizer.from_file(folder)
 
 
-TOKENIZER = Bytes()
+with tempfile.TemporaryDirectory() as folder:
+    TOKENIZER = byte_tokenizer(Path(folder))
 TEMPLATE = chat.template_for(TOKENIZER)
 
 
@@ -84,7 +83,7 @@ def test_messages_train_the_answer_alone() -> None:
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     (example,) = encode([{"messages": messages}]).examples
     assert bytes(i for i in example.ids[example.trained].tolist() if i < 256).decode().strip() == "answer"
-    assert example.ids[example.trained][-1] == 257 or 257 in example.ids[example.trained]
+    assert example.ids[example.trained][-1] == 257
     assert example.ids.tolist().count(256) == 1
     (whole,) = encode([{"messages": messages}], completion_only_loss=False).examples
     assert whole.trained.tolist() == [False] + [True] * (whole.ids.size - 1)
@@ -288,6 +287,7 @@ STEPS = [
     (10, 4, 1, -1, 3),
     (10, 4, 2, -1, 6),
     (10, 1, 1.1, -1, 11),
+    (100, 1, 0.07, -1, 7),
     (10, 1, 0.25, -1, 3),
     (3, 8, 0.01, -1, 1),
     (10, 1, 3, 7, 7),
@@ -306,8 +306,6 @@ def test_total_steps(micro: int, accumulation: int, epochs: float, max_steps: in
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not beside the repository")
 @pytest.mark.parametrize("name", ["identity.json", "glaive_toolcall_en_demo.json", "seed_tasks.jsonl", "mlx_wikisql"])
 def test_real_rows(name: str) -> None:
-    from neuralforge.tokenizer import Tokenizer
-
     tokenizer = Tokenizer.from_file(DATA / "tokenizers" / "llama2" / "tokenizer.model")
     data = Dataset.from_path(DATA / "instruct" / name)
     encoded = encode_rows(data, tokenizer, chat.template_for(tokenizer), max_length=512, on_overflow="split")

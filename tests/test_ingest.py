@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuralforge.errors import ConfigError, DataError
-from neuralforge.ingest import Dataset, shuffled
+from neuralforge.ingest import Dataset, Row, shuffled
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not beside the repository")
@@ -74,6 +74,12 @@ def test_system_prompt_tools_and_content_parts() -> None:
     assert roles == expected
 
 
+def test_tool_calls_of_a_message_are_kept() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}], "weight": 1}
+    (row,) = Dataset.from_list([{"messages": [{"role": "user", "content": "u"}, call]}])
+    assert row.data["messages"][1] == {"role": "assistant", "content": "", "tool_calls": call["tool_calls"]}
+
+
 def test_one_record_may_give_several_rows() -> None:
     data = Dataset.from_list([{"instruction": "i", "instances": [{"output": "a"}, {"output": "b"}]}])
     assert [row.data["messages"][1]["content"] for row in data] == ["a", "b"]
@@ -100,15 +106,16 @@ BAD_RECORDS = [
     ("empty answer", [{"question": "q", "answer": ""}], "row 1: answer is empty"),
     ("messages is text", [{"messages": "hello"}], "broken JSON"),
     ("no messages", [{"messages": []}], "row 1: messages must be a list"),
-    ("message is text", [{"messages": ["hi"]}], "row 1: message 1: expected"),
+    ("message is text", [{"messages": ["hi"]}], "row 1: message 0: expected"),
     (
         "unknown role",
         [{"messages": [{"role": "user", "content": "a"}, {"role": "owl", "content": "b"}]}],
-        "message 2: role 'owl'",
+        "message 1: role 'owl'",
     ),
-    ("no role", [{"messages": [{"content": "a"}]}], "message 1: role None"),
-    ("no content", [{"messages": [{"role": "user"}]}], "message 1: content must be text, found nothing"),
-    ("picture", [{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}], "message 1: content must be text"),
+    ("no role", [{"messages": [{"content": "a"}]}], "message 0: role None"),
+    ("no content", [{"messages": [{"role": "user"}]}], "message 0: content must be text, found nothing"),
+    ("picture", [{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}], "message 0: content must be text"),
+    ("odd object", [{"messages": [{"role": "user", "content": "a", "name": {1}}]}], "message 0: name must be plain JSON data"),
     ("instances hold text", [{"instruction": "a", "instances": ["b"]}], "row 1: 'instances' must hold objects"),
     ("no ids", [{"input_ids": []}], "row 1: input_ids must be a list of whole numbers"),
     ("ids are text", [{"input_ids": "12"}], "row 1: input_ids must be"),
@@ -190,7 +197,7 @@ BAD_FILES = [
     ("wide.csv", b"text\na\nb, c\n", "wide.csv:3: 2 columns, but the header has 1"),
     ("hole.csv", b'prompt,completion\na,"b\nc"\nd,\n', "hole.csv:4: completion is empty"),
     ("quote.csv", b'text\na\n"b\nc\n', "quote.csv:3: broken CSV: unexpected end of data"),
-    ("chat.csv", b'messages\n"[{""role"": 3}]"\n', "chat.csv:2: message 1: role 3"),
+    ("chat.csv", b'messages\n"[{""role"": 3}]"\n', "chat.csv:2: message 0: role 3"),
     ("a.html", b"<script>x</script><style>y</style>", "a.html: holds no text"),
     ("a.pdf", b"%PDF-1.4 garbage", "a.pdf: not a readable PDF"),
     ("empty.pdf", b"", "empty.pdf: not a readable PDF"),
@@ -414,6 +421,11 @@ def test_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:
     from_list = Dataset.from_list([{"input_ids": ids.tolist()}])
     assert from_file.fingerprint == from_list.fingerprint
     assert from_list.fingerprint != Dataset.from_list([{"input_ids": [*range(9), 10]}]).fingerprint
+    swapped = [
+        Dataset([Row(dict(pairs), "row 1")])
+        for pairs in ([("prompt", "p"), ("completion", "c")], [("completion", "c"), ("prompt", "p")])
+    ]
+    assert swapped[0].fingerprint == swapped[1].fingerprint
     assert numbers(3).fingerprint == Dataset.from_list([{"text": str(i), "id": i} for i in range(3)]).fingerprint
     assert numbers(3).fingerprint != Dataset.from_list([{"text": "0"}, {"text": "2"}, {"text": "1"}]).fingerprint
 

@@ -136,6 +136,7 @@ def encode_rows(
     Raises:
         OverflowRowError: a row is too long and on_overflow is "error"; the message has the longest one.
         DataError: a row cannot be encoded or has nothing to train, or no row is left; with the row's source.
+        TokenizerError: the tokenizer has no EOS.
     """
     if on_overflow not in OVERFLOWS:
         raise ConfigError(f"on_overflow={on_overflow!r}: must be one of {', '.join(OVERFLOWS)}")
@@ -177,10 +178,7 @@ def _overflow(longest: Example, count: int, total: int, max_length: int) -> Over
 
 def _encode(row: Row, index: int, tokenizer: Tokenizer, template: chat.ChatTemplate, completion_only: bool) -> Example:
     """The whole row as one example."""
-    try:
-        ids, mask = _ids_and_mask(row, tokenizer, template)
-    except DataError as error:
-        raise DataError(f"{row.source}: {error.message}", hint=error.hint) from error
+    ids, mask = _ids_and_mask(row, tokenizer, template)
     array, trained = np.asarray(ids), np.array(mask, np.bool_)
     outside = np.flatnonzero((array < 0) | (array >= tokenizer.vocab_size))
     if outside.size:
@@ -202,7 +200,7 @@ def _ids_and_mask(
 ) -> tuple[Sequence[int] | npt.NDArray[np.integer], Sequence[bool] | BoolArray]:
     data = row.data
     if "messages" in data:
-        return chat.encode_messages(template, tokenizer, data["messages"])
+        return chat.encode_messages(template, tokenizer, data["messages"], where=row.source)
     if "completion" in data:
         return chat.encode_completion(tokenizer, data["prompt"], data["completion"])
     if "text" in data:
@@ -324,7 +322,7 @@ def total_steps(micro_batches: int, *, accumulation: int, num_train_epochs: floa
     if max_steps > 0:
         return max_steps
     exact = num_train_epochs * steps_per_epoch(micro_batches, accumulation=accumulation)
-    return max(1, math.ceil(round(exact, 6)))  # 1.1 epochs of 10 steps are 11.000000000000002
+    return max(1, math.ceil(round(exact, 6)))  # 0.07 * 100 is 7.000000000000001
 
 
 def steps_per_epoch(micro_batches: int, *, accumulation: int) -> int:

@@ -81,6 +81,8 @@ _PAIRS = (
     ("input", ("output",)),
 )
 _CONTEXT = ("input", "context", "contexts")
+# what chat templates read of a message besides role and content
+_MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
 
 
 def _from_record(record: Any, source: str) -> Iterator[Row]:
@@ -131,29 +133,36 @@ def _exchange(fields: dict[str, Any], asked: str, answer: str, source: str) -> l
     return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
 
-def _system(fields: dict[str, Any], source: str) -> list[dict[str, str]]:
+def _system(fields: dict[str, Any], source: str) -> list[dict[str, Any]]:
     text = _string(fields.get("system", ""), "system", source, empty=True)
     return [{"role": "system", "content": text}] if text else []
 
 
-def _messages(value: Any, source: str) -> list[dict[str, str]]:
+def _messages(value: Any, source: str) -> list[dict[str, Any]]:
     if isinstance(value, str):  # a CSV cell
         value = _json(value, source)
     if not isinstance(value, list) or not value:
         found = _kind(value) if value else "none"
         raise DataError(f"{source}: messages must be a list of {{role, content}}, found {found}", hint=ACCEPTED)
-    return [_message(item, f"{source}: message {i}") for i, item in enumerate(value, 1)]
+    return [_message(item, f"{source}: message {i}") for i, item in enumerate(value)]
 
 
-def _message(item: Any, place: str) -> dict[str, str]:
+def _message(item: Any, place: str) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise DataError(f"{place}: expected {{role, content}}, found {_kind(item)}")
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if not isinstance(role, str) or role.lower() not in _ROLES:
         raise DataError(f"{place}: role {role!r} is not known", hint="roles are system, user, assistant and tool")
+    extra = {key: item[key] for key in _MESSAGE_KEYS if not _missing(item.get(key))}
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{place}: {' and '.join(extra)} must be plain JSON data") from error
+    if content is None and "tool_calls" in extra:
+        content = ""
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
-    return {"role": _ROLES[role.lower()], "content": _string(content, "content", place, empty=True)}
+    return {"role": _ROLES[role.lower()], "content": _string(content, "content", place, empty=True), **extra}
 
 
 def _token_row(fields: dict[str, Any], source: str) -> dict[str, Any]:
