@@ -65,5 +65,5 @@ def sample(session: Session, model: Model, example: Example) -> tuple[str, str]:
             break
         ids.append(token)
         fresh = np.array([token], np.int32)
-    start, whole = model.tokenizer.decode(prompt.tolist()), model.tokenizer.decode(ids)
-    return start, whole.removeprefix(start)
+    tokenizer = model.tokenizer
+    return tokenizer.decode(prompt.tolist()), tokenizer.decode(ids[len(prompt) :], continuation=True)

@@ -81,6 +81,6 @@ def update(
                 weight_decay=decay,
                 step=step,
                 grad_scale=grad_scale,
-                threads=threads,
+                threads=threads or _core.available_threads(),
             )
     return AdamWState(state.m, state.v, step)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import checkpoint, cost, heldout, lora, optim, schedules
+from . import checkpoint, cost, heldout, optim, schedules
 from .batches import Encoded, collate
 from .config import LoraConfig, TrainConfig
 from .errors import ConfigError, NonFiniteLossError, OutputError
 from .events import Done, Eval, Event, Restart, Sample, Saved, Start, Step, Warning
 from .files import make_folder
-from .formats import hf
+from .formats import hf, peft
 from .interrupt import signals_call
 from .job import Job, open_job
 from .run import Run, number, outcome
@@ -215,12 +215,12 @@ class Trainer:
             step=s.step,
             total=job.total,
             epoch=epoch,
-            loss=loss,
+            loss=number(s.loss),
             lr=rate,
             grad_norm=norm,
             tokens=tokens,
             ms=1000 * seconds,
-            best_loss=s.best_loss or 0.0,
+            best_loss=number(s.best_loss),
             tflops=flops / seconds / 1e12,
         )
 
@@ -277,7 +277,7 @@ class Trainer:
             params = ParamSet(
                 job.session.params.shapes, n_decay=job.session.params.n_decay, flat=job.session.params.flat.copy()
             )
-            adapter = lora.Adapter(self.peft_config, params, self.model.path, self.model.fingerprint)
+            adapter = peft.Adapter(self.peft_config, self.model.config, params, self.model.path, self.model.fingerprint)
         if status != "interrupted":
             yield self._save_result(job, adapter, loaded=loaded)
         speed = s.flops / s.seconds / 1e12 if s.seconds else 0.0
@@ -300,7 +300,7 @@ class Trainer:
         job.session.update(job.session.params)
         return True, None
 
-    def _save_result(self, job: Job, adapter: lora.Adapter | None, *, loaded: bool) -> Event:
+    def _save_result(self, job: Job, adapter: peft.Adapter | None, *, loaded: bool) -> Event:
         """Write the adapter, or the whole model with its tokenizer."""
         s, params = job.state, job.session.params
         folder = job.folder / ("model" if adapter is None else "adapter")

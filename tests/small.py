@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small model and rows for the tests of training, and a CPU backend that can be told to fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from neuralforge import chat, formats, lora
+from neuralforge.backends import cpu
+from neuralforge.ingest import Dataset
+from neuralforge.tokenizer import Tokenizer
+
+WORDS = ("the", "cat", "and", "dog", "ran", "to", "river", "in", "rain", "one", "red", "hen", "was", "eating", "corn")
+
+
+def open_model(path: str | Path, *, backend: Any = cpu, threads: int = 1) -> Any:
+    """What `Trainer` needs of a model."""
+    found = formats.load(path)
+    tokenizer = Tokenizer.from_file(path)
+    return SimpleNamespace(
+        config=found.config,
+        tokenizer=tokenizer,
+        template=chat.template_for(tokenizer),
+        weights=found.weights,
+        checkpoint=found,
+        path=str(path),
+        backend=backend,
+        dtype="auto",
+        threads=threads,
+        fingerprint=lora.base_fingerprint(found),
+    )
+
+
+def rows(count: int, *, seed: int = 0) -> Dataset:
+    """Rows of a few words each, of different lengths."""
+    rng = np.random.default_rng(seed)
+    return Dataset.from_list([{"text": " ".join(rng.choice(WORDS, int(rng.integers(2, 9))))} for _ in range(count)])
+
+
+class Faulty:
+    """The CPU backend, except that the calls of `loss_and_grads` for which `fails(call)` holds give NaN.
+
+    `call` counts from 0 over all sessions. With `where="grads"` the loss is right and one gradient is infinite.
+    """
+
+    name = "cpu"
+
+    def __init__(self, fails: Any, *, where: str = "loss") -> None:
+        self.fails, self.where, self.calls = fails, where, 0
+
+    def open(self, *args: Any, **options: Any) -> Any:
+        session = cpu.open(*args, **options)
+        honest = session.loss_and_grads
+
+        def loss_and_grads(batch: Any, *, seed: int = 0) -> tuple[float, int]:
+            loss, tokens = honest(batch, seed=seed)
+            self.calls += 1
+            if not self.fails(self.calls - 1):
+                return loss, tokens
+            session.grads.flat[3] = np.inf if self.where == "grads" else np.nan
+            return (loss if self.where == "grads" else float("nan")), tokens
+
+        session.loss_and_grads = loss_and_grads
+        return session
