@@ -4,35 +4,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from neuralforge import chat, formats, lora
 from neuralforge.backends import cpu
 from neuralforge.ingest import Dataset
-from neuralforge.tokenizer import Tokenizer
+from neuralforge.model import Model
 
 WORDS = ("the", "cat", "and", "dog", "ran", "to", "river", "in", "rain", "one", "red", "hen", "was", "eating", "corn")
 
 
-def open_model(path: str | Path, *, backend: Any = cpu, threads: int = 1) -> Any:
-    """What `Trainer` needs of a model."""
-    found = formats.load(path)
-    tokenizer = Tokenizer.from_file(path)
-    return SimpleNamespace(
-        config=found.config,
-        tokenizer=tokenizer,
-        template=chat.template_for(tokenizer),
-        weights=found.weights,
-        checkpoint=found,
-        path=str(path),
-        backend=backend,
-        dtype="auto",
-        threads=threads,
-        fingerprint=lora.base_fingerprint(found),
-    )
+def open_model(path: str | Path) -> Model:
+    """A model with one thread; `model.backend` may be replaced by a `Faulty`."""
+    return Model.from_pretrained(path, backend="cpu", threads=1)
 
 
 def rows(count: int, *, seed: int = 0) -> Dataset:

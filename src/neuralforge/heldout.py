@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import generate
 from .backends import Session
 from .batches import Encoded, Example, collate, eval_order
 
@@ -54,16 +55,9 @@ def sample(session: Session, model: Model, example: Example) -> tuple[str, str]:
     Returns:
         (prompt, continuation); the prompt is the first tokens when all of the example is trained.
     """
+    context = model.config.max_position_embeddings
     first = int(np.flatnonzero(example.trained)[0])
-    prompt = example.ids[: first if first > 1 else max(1, min(_PROMPT, example.ids.size // 2))]
-    length = min(len(prompt) + _TOKENS, model.config.max_position_embeddings)
-    stops = {*model.config.eos_token_ids, model.tokenizer.eos_id}
-    cache, ids, fresh = session.new_cache(max(length, len(prompt))), prompt.tolist(), prompt
-    while len(ids) < length:
-        token = int(session.logits(fresh, cache, last_only=True)[-1].argmax())
-        if token in stops:
-            break
-        ids.append(token)
-        fresh = np.array([token], np.int32)
-    tokenizer = model.tokenizer
-    return tokenizer.decode(prompt.tolist()), tokenizer.decode(ids[len(prompt) :], continuation=True)
+    cut = first if first > 1 else max(1, min(_PROMPT, example.ids.size // 2))
+    prompt = example.ids[: min(cut, context - 1)].tolist()
+    ids = generate.token_ids(session, prompt, generate.GREEDY, max_new_tokens=_TOKENS, context=context, stops=model.stop_ids)
+    return model.tokenizer.decode(prompt), model.tokenizer.decode(list(ids), continuation=True)

@@ -40,7 +40,7 @@ class Trainer:
     """Fine-tunes a model: `train` runs to the end, `start` hands out the same run as a stream of events.
 
     Args:
-        model: the base; it is not changed.
+        model: the base; it is not changed, and an adapter in use is left out.
         args: how to train.
         peft_config: the adapter to train; None trains all weights.
         train_dataset: rows to learn.
@@ -171,6 +171,9 @@ class Trainer:
         for what, data in (("training", job.train), ("held-out", job.held_out)):
             if data is not None and data.counts.too_long:
                 yield self._tell(job, _overflow_warning(step, what, data, self.args))
+        if model.adapter is not None:
+            hint = "to build on it, merge it into the base first"
+            yield self._tell(job, Warning(step, "the adapter in use is left out; training works on the base", hint=hint))
         if step and _finished(job):
             hint = "resume_from_checkpoint=False starts over"
             yield self._tell(job, Warning(step, "this run has already come to its end", hint=hint))
