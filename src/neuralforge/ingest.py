@@ -224,7 +224,7 @@ def _bytes(path: Path, label: str) -> bytes:
         raise DataError(f"{label}: cannot be read: {error.strerror or error}") from error
 
 
-def _text(path: Path, label: str) -> str:
+def read_text(path: Path, label: str) -> str:
     """Content of a text file: UTF-8, or UTF-16 and -32 by their byte-order mark, else Windows-1252; lines end in LF."""
     data = _bytes(path, label)
     marks = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -249,7 +249,7 @@ def _western(data: bytes) -> str:
 
 
 def _read_text(path: Path, label: str) -> Iterator[Row]:
-    yield Row({"text": _document(_text(path, label), label)}, label)
+    yield Row({"text": _document(read_text(path, label), label)}, label)
 
 
 def _document(text: str, label: str) -> str:
@@ -273,7 +273,7 @@ def _json(text: str, source: str, *, one_line: bool = False) -> Any:
 
 def _read_json(path: Path, label: str) -> Iterator[Row]:
     """JSON and JSON Lines alike, told apart by content: many files have the other one's name."""
-    text = _text(path, label)
+    text = read_text(path, label)
     if not text.strip():
         raise DataError(f"{label}: holds no rows")
     if text.lstrip().startswith("{") and (path.suffix.lower() != ".json" or _is_json_lines(text)):
@@ -304,7 +304,7 @@ def _is_json_lines(text: str) -> bool:
 
 
 def _read_csv(path: Path, label: str) -> Iterator[Row]:
-    rows = _csv_rows(_text(path, label), label)
+    rows = _csv_rows(read_text(path, label), label)
     header = rows[0][1] if rows else []
     for line, cells in rows[1:]:
         extra = [cell for cell in cells[len(header) :] if cell.strip()]
@@ -382,7 +382,7 @@ class _HtmlText(HTMLParser):
 def _read_html(path: Path, label: str) -> Iterator[Row]:
     parser = _HtmlText()
     try:
-        parser.feed(_text(path, label))
+        parser.feed(read_text(path, label))
         parser.close()
     except AssertionError as error:  # how html.parser gives up on a broken declaration
         raise DataError(f"{label}: broken HTML: {error}") from error
