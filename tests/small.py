@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small model and rows for the tests of training, and a CPU backend that can be told to fail."""
+"""A small model and rows for the tests of training, a CPU backend that can be told to fail, and what a run came to."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neuralforge import events, runlog
 from neuralforge.backends import cpu
 from neuralforge.ingest import Dataset
 from neuralforge.model import Model
+from neuralforge.trainer import Run
 
 WORDS = ("the", "cat", "and", "dog", "ran", "to", "river", "in", "rain", "one", "red", "hen", "was", "eating", "corn")
 
@@ -51,3 +55,24 @@ class Faulty:
 
         session.loss_and_grads = loss_and_grads
         return session
+
+
+def of(run: Run, kind: type) -> list[Any]:
+    return [event for event in run.events if isinstance(event, kind)]
+
+
+def digest(folder: Path) -> str:
+    """Hash of what the run learnt: every file of its adapter or model."""
+    result = next(folder / name for name in ("adapter", "model") if (folder / name).is_dir())
+    files = sorted(p for p in result.rglob("*") if p.is_file())
+    return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
+
+
+def what_happened(folder: Path) -> list[tuple[Any, ...]]:
+    """Steps, evaluations and samples of a run's event file, without times."""
+    kinds = (events.Step, events.Eval, events.Sample)
+    return [
+        dataclasses.astuple(dataclasses.replace(e, ms=0, tflops=0) if isinstance(e, events.Step) else e)
+        for e in runlog.read(folder)
+        if isinstance(e, kinds)
+    ]

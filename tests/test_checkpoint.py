@@ -109,6 +109,19 @@ def test_rotation(tmp_path: Path, limit: int, best: int | None, left: list[int])
     assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in left)
 
 
+def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill cannot show a missing flush, only a power cut can; so the order of the calls is looked at."""
+    calls: list[int | str] = []  # inode of what was flushed, or "rename"
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (fsync(fd), calls.append(os.fstat(fd).st_ino)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (rename(a, b), calls.append("rename")))
+    path = save(tmp_path, 1, micro=1)
+    inodes = {p.stat().st_ino for p in (path, *path.iterdir())}
+    assert len(inodes) == 6
+    assert set(calls[: calls.index("rename")]) == inodes
+    assert calls[calls.index("rename") :] == ["rename", tmp_path.stat().st_ino]
+
+
 def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -236,6 +249,8 @@ def check_after_death(folder: Path, step: int) -> bool:
     snapshot, problems = checkpoint.latest(folder)
     assert problems == []
     assert snapshot is not None
+    for path in checkpoint.checkpoints(folder):  # nothing that looks like a checkpoint is half one
+        checkpoint.load(path)
     seed = seed_of(snapshot)
     assert seed in (1, step + 1)
     assert not [name for name in names(folder) if name.startswith(".")]

@@ -8,7 +8,9 @@ place in the data, so a run that resumes gives the same bytes as one that never 
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -26,12 +28,17 @@ from .files import make_folder
 from .formats import hf, peft
 from .interrupt import signals_call
 from .job import Job, open_job
+from .plan import Plan, plan
+from .progress import live_progress
+from .report import write_report
 from .run import Run, number, outcome
 from .weights import ParamSet
 
 if TYPE_CHECKING:
     from .ingest import Row
     from .model import Model
+
+log = logging.getLogger("neuralforge")
 
 MAX_ROLLBACKS = 3
 
@@ -71,13 +78,14 @@ class Trainer:
         self.run: Run | None = None
         self._stopping = False
 
-    def train(self, *, resume_from_checkpoint: str | Path | bool = "auto") -> Run:
+    def train(self, *, resume_from_checkpoint: str | Path | bool = "auto", progress: bool = True) -> Run:
         """Train to the end, or until SIGINT or SIGTERM: then the micro-step is finished and a checkpoint saved.
 
         A second SIGINT raises KeyboardInterrupt at once. Signals are handled in the main thread only.
 
         Args:
             resume_from_checkpoint: see `start`.
+            progress: show a live view in a notebook or, on standard error, in a terminal; elsewhere nothing is shown.
 
         Returns:
             The run; its status is "interrupted" after a signal.
@@ -85,11 +93,27 @@ class Trainer:
         Raises:
             NeuralForgeError: as `start`.
         """
-        with signals_call(self.stop):
-            for _ in self.start(resume_from_checkpoint=resume_from_checkpoint):
-                pass
+        view = live_progress(sys.stderr) if progress else None
+        try:
+            with signals_call(self.stop):
+                for event in self.start(resume_from_checkpoint=resume_from_checkpoint):
+                    if view:
+                        view(event)
+        finally:
+            if view:
+                view.close()
         assert self.run is not None
         return self.run
+
+    def plan(self) -> Plan:
+        """What `train` will need: peak memory, time, rows that are cut. Reads no weights; see `plan.plan`."""
+        return plan(
+            self.model,
+            self.args,
+            peft_config=self.peft_config,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+        )
 
     def stop(self) -> None:
         """Ask the run to save a checkpoint after the present micro-step and end; may be called from any thread."""
@@ -98,7 +122,8 @@ class Trainer:
     def start(self, *, resume_from_checkpoint: str | Path | bool = "auto") -> Iterator[Event]:
         """The run as a stream of events; `self.run` holds the outcome after the last one.
 
-        Closing the stream early ends the run without saving; its last checkpoint stays.
+        Closing the stream early ends the run without saving; its last checkpoint stays. However it ends, `run.html` in
+        `output_dir` shows the run.
 
         Args:
             resume_from_checkpoint: "auto" goes on from the newest whole checkpoint in `output_dir` if there is one; True
@@ -134,6 +159,7 @@ class Trainer:
         finally:
             self._stopping = False
             job.close()
+            _write_page(job)
 
     def _tell(self, job: Job, event: Event) -> Event:
         """Write an event down and hand it to the callbacks."""
@@ -316,6 +342,14 @@ class Trainer:
         return self._tell(job, Saved(s.best_step if loaded else s.step, str(folder), folder.name, number(loss)))
 
 
+def _write_page(job: Job) -> None:
+    """A page that cannot be written is no reason to lose the run."""
+    try:
+        write_report(job.folder)
+    except OutputError as e:
+        log.warning("%s", e)
+
+
 def _check_evaluation(args: TrainConfig, eval_dataset: object) -> None:
     hint = "pass eval_dataset, for example from data.split(eval=0.1)"
     if eval_dataset is None and args.eval_strategy == "steps":
@@ -328,7 +362,7 @@ def _check_evaluation(args: TrainConfig, eval_dataset: object) -> None:
 def _evaluation_due(job: Job) -> bool:
     """After an epoch or each `eval_steps`, and always after the last step, once."""
     s, a = job.state, job.args
-    if job.held_out is None or job.window or s.evaluated == s.step:
+    if job.held_out is None or s.evaluated == s.step:
         return False
     regular = s.micro == 0 if a.eval_strategy == "epoch" else s.step % a.eval_steps == 0
     return regular or s.step == job.total
