@@ -18,7 +18,7 @@ from small import digest, of, what_happened
 from neuralforge import checkpoint, events, runlog
 from neuralforge.config import LoraConfig, TrainConfig
 from neuralforge.errors import ConfigError, NonFiniteLossError, OutputError
-from neuralforge.evaluate import evaluate
+from neuralforge.heldout import evaluate
 from neuralforge.trainer import Trainer
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names for editors and type checkers; a test compares the two lists
     from .config import LoraConfig, ModelConfig, TrainConfig
     from .errors import (
         AdapterError,
@@ -30,60 +30,43 @@ if TYPE_CHECKING:
         TrainingError,
         WontFitError,
     )
-    from .evaluate import evaluate
-    from .finetune import finetune
+    from .formats.peft import Adapter
+    from .heldout import evaluate
     from .ingest import Dataset
     from .model import Model
     from .plan import Plan
+    from .quickstart import finetune
     from .run import Run
     from .tokenizer import Tokenizer
     from .trainer import Trainer
 
 __version__ = "0.1.0"
 
-# public name -> module that has it
-_HOMES = {
-    **dict.fromkeys(("LoraConfig", "ModelConfig", "TrainConfig"), "config"),
-    **dict.fromkeys(
-        (
-            "AdapterError",
-            "AdapterMismatchError",
-            "BackendError",
-            "ConfigError",
-            "DataError",
-            "ModelError",
-            "NeuralForgeError",
-            "NonFiniteLossError",
-            "OutputError",
-            "OverflowRowError",
-            "TokenizerError",
-            "TrainingError",
-            "WontFitError",
-        ),
-        "errors",
-    ),
-    "Dataset": "ingest",
-    "Model": "model",
-    "Plan": "plan",
-    "Run": "run",
-    "Tokenizer": "tokenizer",
-    "Trainer": "trainer",
-    "evaluate": "evaluate",
-    "finetune": "finetune",
+_PUBLIC = {
+    "config": "LoraConfig ModelConfig TrainConfig",
+    "errors": "AdapterError AdapterMismatchError BackendError ConfigError DataError ModelError NeuralForgeError "
+    "NonFiniteLossError OutputError OverflowRowError TokenizerError TrainingError WontFitError",
+    "formats.peft": "Adapter",
+    "heldout": "evaluate",
+    "ingest": "Dataset",
+    "model": "Model",
+    "plan": "Plan",
+    "quickstart": "finetune",
+    "run": "Run",
+    "tokenizer": "Tokenizer",
+    "trainer": "Trainer",
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    try:
-        return importlib.import_module(f".{name}", __name__)
-    except ModuleNotFoundError:
-        raise AttributeError(f"module 'neuralforge' has no attribute {name!r}") from None
+    if name not in _HOMES:
+        raise AttributeError(f"module 'neuralforge' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -78,7 +78,8 @@ def probabilities(logits: F32Array, seen: Collection[int], sampling: Sampling) -
         enough = int(np.searchsorted(np.cumsum(p[order]), sampling.top_p)) + 1
         p[order[enough:]] = 0.0
     p[p < sampling.min_p * p.max()] = 0.0
-    return p / p.sum()
+    kept: npt.NDArray[np.float64] = p / p.sum()
+    return kept
 
 
 def token_ids(

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a model under training does on rows it does not learn: mean loss and a sample of its text."""
+"""How a model does on rows that it does not learn: mean loss, and a sample of its text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import generate
 from .backends import Session
-from .batches import Encoded, Example, collate, eval_order
+from .batches import Encoded, Example, collate, encode_rows, eval_order
 
 if TYPE_CHECKING:
+    from .ingest import Row
     from .model import Model
 
 _PROMPT, _TOKENS = 16, 40
@@ -61,3 +62,38 @@ def sample(session: Session, model: Model, example: Example) -> tuple[str, str]:
     prompt = example.ids[: min(cut, context - 1)].tolist()
     ids = generate.token_ids(session, prompt, generate.GREEDY, max_new_tokens=_TOKENS, context=context, stops=model.stop_ids)
     return model.tokenizer.decode(prompt), model.tokenizer.decode(list(ids), continuation=True)
+
+
+def evaluate(model: Model, dataset: Iterable[Row], *, max_length: int = 1024, batch_size: int = 4) -> dict[str, float]:
+    """Mean loss of the trained tokens of all rows: completions or assistant turns where a row has them, else all text.
+
+    Args:
+        model: the base, with its adapter if one is loaded.
+        dataset: rows; those longer than `max_length` are split, so that every token counts.
+        max_length: most tokens that attend to each other.
+        batch_size: streams of `max_length` computed at once.
+
+    Returns:
+        "loss" in nats per token, "perplexity" = exp(loss), "tokens" = number of tokens that were predicted.
+
+    Raises:
+        DataError: rows cannot be used.
+    """
+    data = encode_rows(dataset, model.tokenizer, model.template, max_length=max_length, on_overflow="split")
+    session = model.backend.open(
+        model.config,
+        model.weights,
+        lora=model.adapter.config if model.adapter else None,
+        max_tokens=min(batch_size * max_length, int(np.sum(data.lengths))),
+        threads=model.threads,
+        dtype=model.dtype,
+    )
+    try:
+        if model.adapter:
+            session.update(model.adapter.params)
+        result = mean_loss(session, data, max_length=max_length, batch_size=batch_size)
+    finally:
+        session.close()
+    assert result is not None
+    loss, tokens, _ = result
+    return {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}

@@ -269,8 +269,13 @@ def _in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def choose_progress(stream: TextIO) -> Listener:
-    """The view that fits where we run: a notebook cell, a live bar on a terminal, else plain lines to `stream`."""
+def live_progress(stream: TextIO) -> Listener | None:
+    """The view of somebody who looks on: a notebook cell, or a live bar where `stream` is a terminal; None elsewhere."""
     if _in_notebook():
         return NotebookProgress()
-    return TerminalProgress(stream) if stream.isatty() else PlainProgress(stream)
+    return TerminalProgress(stream) if stream.isatty() else None
+
+
+def choose_progress(stream: TextIO) -> Listener:
+    """The live view where somebody looks on, else plain lines to `stream`."""
+    return live_progress(stream) or PlainProgress(stream)

@@ -85,6 +85,9 @@ class Backend(Protocol):
     def resolve_dtype(self, dtype: str) -> str:
         """The arithmetic that "auto" or a name means here; ConfigError when the backend cannot compute in it."""
 
+    def activation_bytes(self, config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int) -> int:
+        """Bytes that a training session takes besides weights and trained values; `lora` None means full training."""
+
     def open(
         self,
         config: ModelConfig,

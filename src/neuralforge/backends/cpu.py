@@ -197,3 +197,10 @@ def open(
     if train == "lora" and lora is None:
         raise ConfigError("train='lora' needs a LoraConfig")
     return CpuSession(config, weights, train=train, lora=lora, max_tokens=max_tokens, threads=threads)
+
+
+def activation_bytes(config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int) -> int:
+    """Bytes that a training session allocates besides weights and trained values; `lora` None means full training."""
+    shape, _ = engine_shape(config, length=max_tokens)
+    width = len(lora.modules) * lora.r if lora else 0
+    return _core.arena_bytes(shape, "lora" if lora else "full", max_tokens=max_tokens, lora_width=width, threads=threads)

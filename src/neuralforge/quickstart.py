@@ -45,7 +45,8 @@ def finetune(
     opened = model if isinstance(model, Model) else Model.from_pretrained(model)
     rows = documents if isinstance(documents, Dataset) else Dataset.from_path(documents)
     longest = min(1024, opened.config.max_position_embeddings)
-    args = TrainConfig(output_dir=str(output_dir), **({"on_overflow": "split", "max_length": longest} | settings))
+    defaults: dict[str, Any] = {"on_overflow": "split", "max_length": longest}
+    args = TrainConfig(output_dir=str(output_dir), **(defaults | settings))
     train, held_out = hold_out(rows)
     trainer = Trainer(model=opened, args=args, peft_config=peft_config, train_dataset=train, eval_dataset=held_out)
     return trainer.train()

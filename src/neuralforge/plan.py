@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will need, before weights are read: memory counted from shapes, time from a small model measured here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import cost
+from .batches import Batch, Encoded, collate, encode_rows, epoch_order, eval_order, total_steps
+from .config import LoraConfig, ModelConfig, TrainConfig, tensor_shapes
+from .lora import lora_shapes
+from .optim import init, update
+from .weights import ParamSet, Tensor
+
+if TYPE_CHECKING:
+    from .ingest import Row
+    from .model import Model
+
+# The measured stand-in has at most this many layers and a vocabulary cut in the same ratio, so it costs what a few
+# layers of the model cost and its parts have the model's proportions.
+PROXY_LAYERS = 2
+# What one step costs besides arithmetic: the batch is put together, an event is written and shown (measured, ms each).
+STEP_OVERHEAD = 0.4e-3
+# A checkpoint is written, hashed and synced at about this rate (bytes/s), and costs this much however small it is.
+SAVE_RATE, SAVE_OVERHEAD = 300e6, 0.02
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need.
+
+    Attributes:
+        model: path of the base.
+        trainable: number of trained values.
+        rows, rows_cut: rows, and how many of them are longer than max_length.
+        tokens: tokens of one epoch.
+        steps: optimiser steps.
+        peak_memory_bytes: largest resident memory of the process, what it holds now included; `memory` has the parts.
+        available_memory_bytes: what the machine has free now for this process, memory it holds included; 0 if unknown.
+        seconds, ms_per_step: predicted wall time, evaluations and checkpoints included in the first.
+    """
+
+    model: str
+    trainable: int
+    rows: int
+    rows_cut: int
+    tokens: int
+    steps: int
+    peak_memory_bytes: int
+    memory: dict[str, int]
+    available_memory_bytes: int
+    seconds: float
+    ms_per_step: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has that memory."""
+        return self.available_memory_bytes == 0 or self.peak_memory_bytes <= self.available_memory_bytes
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in self.memory.items())
+        cut = f", {self.rows_cut} longer than max_length" if self.rows_cut else ""
+        room = f" of {self.available_memory_bytes / 1e6:,.0f} MB available" if self.available_memory_bytes else ""
+        return [
+            f"model    {self.model}: {self.trainable:,} trained values",
+            f"data     {self.rows:,} rows{cut}, {self.tokens:,} tokens an epoch",
+            f"steps    {self.steps:,}, about {self.ms_per_step:,.0f} ms each",
+            f"time     about {_duration(self.seconds)} (predicted from a short measurement on this machine)",
+            f"memory   about {self.peak_memory_bytes / 1e6:,.0f} MB at the peak{room} ({parts})",
+        ]
+
+
+def plan(
+    model: Model,
+    args: TrainConfig,
+    *,
+    peft_config: LoraConfig | None,
+    train_dataset: Iterable[Row],
+    eval_dataset: Iterable[Row] | None = None,
+) -> Plan:
+    """Predict memory and time of `Trainer.train` with these settings. No weight is read; a stand-in of random numbers is timed.
+
+    Args:
+        model, args, peft_config, train_dataset, eval_dataset: as for `Trainer`; rows that are too long are counted
+            here instead of being an error.
+
+    Raises:
+        DataError: rows cannot be used.
+    """
+    before = resident_bytes()
+    settings = dataclasses.replace(args, on_overflow="truncate") if args.on_overflow == "error" else args
+    train = _encode(train_dataset, model, settings)
+    held_out = None if eval_dataset is None or args.eval_strategy == "no" else _encode(eval_dataset, model, settings)
+    order = epoch_order(
+        train.lengths,
+        epoch=0,
+        seed=args.seed,
+        max_length=args.max_length,
+        batch_size=args.per_device_train_batch_size,
+        packing=args.packing,
+    )
+    steps = total_steps(
+        len(order),
+        accumulation=args.gradient_accumulation_steps,
+        num_train_epochs=args.num_train_epochs,
+        max_steps=args.max_steps,
+    )
+    memory = {"held now": before} | _memory(model, settings, peft_config, train, held_out)
+    seconds, per_step = _time(model, settings, peft_config, train, held_out, order, steps)
+    free = available_bytes()
+    return Plan(
+        model=model.path,
+        trainable=_trainable(model.config, peft_config),
+        rows=train.counts.rows,
+        rows_cut=train.counts.too_long,
+        tokens=train.counts.tokens,
+        steps=steps,
+        peak_memory_bytes=sum(memory.values()),
+        memory=memory,
+        available_memory_bytes=free + before if free else 0,
+        seconds=seconds,
+        ms_per_step=1000 * per_step,
+    )
+
+
+def _encode(rows: Iterable[Row], model: Model, args: TrainConfig) -> Encoded:
+    return encode_rows(
+        rows,
+        model.tokenizer,
+        model.template,
+        max_length=args.max_length,
+        completion_only_loss=args.completion_only_loss,
+        on_overflow=args.on_overflow,
+    )
+
+
+def _trainable(config: ModelConfig, lora: LoraConfig | None) -> int:
+    shapes = tensor_shapes(config) if lora is None else lora_shapes(config, lora)
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+# -------- memory --------
+
+
+def _memory(
+    model: Model, args: TrainConfig, lora: LoraConfig | None, train: Encoded, held_out: Encoded | None
+) -> dict[str, int]:
+    """Bytes by part: the file's pages, float32 copies of what is stored otherwise, training state, activations."""
+    limits = [cost.stream_limit(train.lengths, args, packing=args.packing)]
+    if held_out is not None:
+        limits.append(cost.stream_limit(held_out.lengths, args, packing=True))
+    stored = sum(t.data.nbytes for t in model.weights.values())
+    copied = 0 if lora is None else sum(4 * t.data.size for t in model.weights.values() if t.dtype != "F32")
+    return {
+        "weights": stored + copied,
+        "training state": 4 * 4 * _trainable(model.config, lora),  # values, gradients and the two moments of AdamW
+        "activations": model.backend.activation_bytes(model.config, lora, max_tokens=max(limits), threads=model.threads),
+    }
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; its peak so far where the system does not say."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        import resource
+
+        return int(status.read_text().split()[1]) * resource.getpagesize()
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes() -> int:
+    """Memory that can still be taken without swapping, 0 if the system does not say. Linux; limits of a container count."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max")
+        used = Path("/sys/fs/cgroup/memory.current")
+        if limit.exists() and limit.read_text().strip() != "max":
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+        return max(0, free)
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+# -------- time --------
+
+
+def _time(
+    model: Model,
+    args: TrainConfig,
+    lora: LoraConfig | None,
+    train: Encoded,
+    held_out: Encoded | None,
+    order: list[tuple[int, ...]],
+    steps: int,
+) -> tuple[float, float]:
+    """(seconds of the run, seconds of a step), from the counted work of every micro-batch and a measured rate."""
+    trainable = _trainable(model.config, lora)
+    adapter = trainable if lora else 0
+    batches = [collate(train.examples, indices) for indices in order[:64]]
+    flops = [cost.training_flops(model.config, b, adapter=adapter) for b in batches]
+    median = batches[int(np.argsort(flops)[len(flops) // 2])]
+    per_flop = _seconds_per_flop(model, lora, median)
+    micro = args.gradient_accumulation_steps * float(np.mean(flops)) * per_flop
+    per_step = (
+        min(micro, len(order) * float(np.mean(flops)) * per_flop) + STEP_OVERHEAD + _optimiser_seconds(trainable, model.threads)
+    )
+    saves = (steps // args.save_steps if args.save_steps else 0) + 1
+    state_bytes = 3 * 4 * trainable
+    seconds = steps * per_step + saves * (SAVE_OVERHEAD + state_bytes / SAVE_RATE)
+    if held_out is not None:
+        evaluations = (
+            steps // args.eval_steps if args.eval_strategy == "steps" else math.ceil(steps / _epoch_steps(args, order))
+        )
+        packed = eval_order(held_out.lengths, max_length=args.max_length, batch_size=args.per_device_train_batch_size)
+        work = sum(cost.training_flops(model.config, collate(held_out.examples, i), adapter=adapter) for i in packed)
+        forward = 1 / 2 if lora else 1 / 3  # of forward, dX and, for trained weights, dW
+        seconds += max(1, evaluations) * (work * per_flop * forward + SAVE_OVERHEAD + state_bytes / SAVE_RATE)
+    return seconds, per_step
+
+
+def _epoch_steps(args: TrainConfig, order: list[tuple[int, ...]]) -> int:
+    return math.ceil(len(order) / args.gradient_accumulation_steps)
+
+
+def _seconds_per_flop(model: Model, lora: LoraConfig | None, batch: Batch) -> float:
+    """Time a stand-in with the model's widths, few layers and a part of its vocabulary on a real micro-batch."""
+    small = proxy_config(model.config)
+    weights = _random_weights(small)
+    session = model.backend.open(
+        small,
+        weights,
+        train="lora" if lora else "full",
+        lora=lora,
+        max_tokens=batch.tokens.size,
+        threads=model.threads,
+        dtype=model.dtype,
+    )
+    try:
+        cut = dataclasses.replace(
+            batch,
+            tokens=batch.tokens % small.vocab_size,
+            targets=np.where(batch.targets < 0, -1, batch.targets % small.vocab_size).astype(np.int32),
+        )
+        times: list[float] = []
+        while len(times) < 3 or (sum(times) < 0.5 and len(times) < 200):
+            begun = time.perf_counter()
+            session.loss_and_grads(cut)
+            times.append(time.perf_counter() - begun)
+        adapter = session.params.size if lora else 0
+        return statistics.median(times[1:]) / cost.training_flops(small, cut, adapter=adapter)
+    finally:
+        session.close()
+
+
+def proxy_config(config: ModelConfig) -> ModelConfig:
+    """The stand-in: the same widths, fewer layers, a vocabulary smaller in the same ratio."""
+    layers = min(PROXY_LAYERS, config.num_hidden_layers)
+    vocab = max(2, config.vocab_size * layers // config.num_hidden_layers)
+    return dataclasses.replace(
+        config, num_hidden_layers=layers, vocab_size=vocab, bos_token_id=None, eos_token_ids=(), pad_token_id=None
+    )
+
+
+def _random_weights(config: ModelConfig) -> dict[str, Tensor]:
+    random = np.random.Generator(np.random.Philox(0))
+    return {
+        name: Tensor(name, "F32", (random.random(shape, np.float32) - np.float32(0.5)) * np.float32(0.05), "stand-in")
+        for name, shape in tensor_shapes(config).items()
+    }
+
+
+def _optimiser_seconds(trainable: int, threads: int) -> float:
+    """AdamW on a piece of at most four million values, scaled up."""
+    size = min(trainable, 1 << 22)
+    params, grads = (ParamSet({"piece": (size,)}, n_decay=size) for _ in range(2))
+    moments, config = init(params), TrainConfig()
+    begun = time.perf_counter()
+    for _ in range(2):
+        begun = time.perf_counter()
+        moments = update(params, grads, moments, lr=1e-4, config=config, grad_scale=1.0, threads=threads)
+    return (time.perf_counter() - begun) * trainable / size
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
