@@ -213,6 +213,26 @@ def test_a_prompt_with_more_than_the_turn_begins_with(byte_tokenizer: Tokenizer)
     assert _trained_texts(byte_tokenizer, ids, mask) == ["<thin ice><|im_end|>", "Six, I think.<|im_end|>"]
 
 
+def test_a_rewritten_turn_without_a_prompt_of_its_own(byte_tokenizer: Tokenizer) -> None:
+    """The template never writes a header as prompt, so the header is part of what the model has to say."""
+    short = "m.content if loop.last else m.content.split('</think>')[-1]"
+    source = "{% for m in messages %}[{{ m.role }}]{{ " + short + " }}{{ eos_token }}{% endfor %}"
+    chat = [CHAT[0], {"role": "assistant", "content": "<think>hm</think>Four."}, *CHAT[2:]]
+    template = ChatTemplate(source, byte_tokenizer.token_names)
+    ids, mask = encode_messages(template, byte_tokenizer, chat)
+    assert _trained_texts(byte_tokenizer, ids, mask) == ["[assistant]Four.</s>", "[assistant]Six, I think.</s>"]
+    assert ids[: mask.index(True)] == prompt_ids(template, byte_tokenizer, chat[:1])
+
+
+def test_the_template_of_llama_3_2(byte_tokenizer: Tokenizer, shared: Path) -> None:
+    config = json.loads((shared / "configs/Llama-3.2-1B-Instruct/tokenizer_config.json").read_text())
+    template = ChatTemplate(config["chat_template"], {"bos_token": "<s>"})
+    ids, mask = encode_messages(template, byte_tokenizer, CHAT)
+    assert _trained_texts(byte_tokenizer, ids, mask) == ["Four.<|eot_id|>", "Six, I think.<|eot_id|>"]
+    assert ids[: mask.index(True)] == prompt_ids(template, byte_tokenizer, CHAT[:1])
+    assert "Today Date: 26 Jul 2024" in byte_tokenizer.decode(ids)
+
+
 def test_turns_beside_each_other_and_at_the_start(byte_tokenizer: Tokenizer) -> None:
     chat = [{"role": "assistant", "content": a} for a in ("Hello.", "Again.")] + [{"role": "user", "content": "bye"}]
     ids, mask = encode_messages(_template("chatml", byte_tokenizer), byte_tokenizer, chat)
