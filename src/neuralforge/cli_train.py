@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that train: train, plan and demo."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import cli_options, console
+from .config import LoraConfig, TrainConfig
+from .errors import ConfigError, WontFitError
+from .events import Event, Warning
+
+if TYPE_CHECKING:
+    from .ingest import Dataset
+    from .model import Model
+    from .run import Run
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Options of `neuralforge train`."""
+    _add_view(parser)
+    cli_options.add_settings(parser)
+    parser.set_defaults(run=_train)
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Options of `neuralforge plan`: those of train."""
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    cli_options.add_settings(parser)
+    parser.set_defaults(run=_plan)
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Options of `neuralforge demo`."""
+    parser.usage = "neuralforge demo [FOLDER] [options]"
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="your documents (the project's own)")
+    parser.add_argument("--output-dir", metavar="PATH", default="neuralforge-demo", help="folder of the run (neuralforge-demo)")
+    parser.add_argument("--steps", type=cli_options.whole, metavar="N", help="fewer or more optimiser steps")
+    _add_view(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _add_view(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ndjson", action="store_true", help="each event as one JSON line on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Everything that a run or its plan needs."""
+
+    model: Model
+    args: TrainConfig
+    lora: LoraConfig | None
+    train: Dataset
+    held_out: Dataset | None
+
+
+def _open(values: cli_options.Values) -> _Opened:
+    """Check the settings, then open the model, then read the data."""
+    from .model import Model
+    from .quickstart import LORA
+
+    args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
+    for name in ("model", "data"):
+        if name not in values:
+            raise ConfigError(f"--{name} is missing", hint=f"give --{name} PATH; neuralforge demo needs no model and no data")
+    machine = {name: values[name] for name in ("tokenizer", "backend", "dtype", "threads") if name in values}
+    model = Model.from_pretrained(values["model"], **machine)
+    if "max_length" not in values:
+        args = dataclasses.replace(args, max_length=max(2, min(args.max_length, model.config.max_position_embeddings)))
+    if "on_overflow" not in values and Path(values["data"]).suffix == ".bin":
+        args = dataclasses.replace(args, on_overflow="split")  # such a file is one long stream, not a row
+    train, held_out = _rows(values, args)
+    return _Opened(model, args, lora, train, held_out)
+
+
+def _rows(values: cli_options.Values, args: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """(training rows, held-out rows)."""
+    from .ingest import Dataset
+    from .quickstart import HELD_OUT, hold_out
+
+    share = values.get("eval_split", HELD_OUT)
+    if not 0 <= share < 1:
+        raise ConfigError(f"--eval-split {share}: must be 0 or more and less than 1")
+    rows = Dataset.from_path(values["data"])
+    held_out = None
+    if "eval_data" in values:
+        held_out = Dataset.from_path(values["eval_data"])
+    elif share and args.eval_strategy != "no":
+        rows, held_out = hold_out(rows, share=share)
+    if held_out is None and (args.eval_strategy == "steps" or args.early_stopping_patience):
+        option = "--eval-steps" if args.eval_strategy == "steps" else "--early-stopping-patience"
+        hint = "give --eval-data, or data of two rows or more and an --eval-split above 0"
+        raise ConfigError(f"{option}: there are no held-out rows to evaluate", hint=hint)
+    return rows, held_out
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .trainer import Trainer
+
+    values = cli_options.given(options)
+    _tell_without_effect(values)
+    job = _open(values)
+    with _view(options) as listen:
+        trainer = Trainer(
+            job.model,
+            job.args,
+            peft_config=job.lora,
+            train_dataset=job.train,
+            eval_dataset=job.held_out,
+            callbacks=[listen],
+        )
+        run = trainer.train(resume_from_checkpoint=values.get("resume", "auto"), progress=False)
+    if run.status == "interrupted":
+        console.note(f"interrupted; the same command goes on from there: {_again(options.words)}")
+        return console.INTERRUPTED
+    if not options.quiet:
+        _tell_results(run, values)
+    return 0
+
+
+def _tell_without_effect(values: cli_options.Values) -> None:
+    """The original command's options that mean nothing here."""
+    for name, why in cli_options.WITHOUT_EFFECT.items():
+        if name in values:
+            console.note(f"neuralforge: --{name.replace('_', '-')} has no effect: {why}")
+
+
+@contextmanager
+def _view(options: argparse.Namespace) -> Iterator[Callable[[Event], None]]:
+    """What is to be told of each event, to the machine and the people that the options name."""
+    from .progress import NdjsonProgress, choose_progress
+
+    machine = NdjsonProgress(sys.stdout) if options.ndjson else None
+    people = None if options.quiet else choose_progress(sys.stderr)
+
+    def listen(event: Event) -> None:
+        if machine:
+            machine(event)
+        if people:
+            people(_for_people(event))
+
+    try:
+        yield listen
+    finally:
+        if people:
+            people.close()
+
+
+def _for_people(event: Event) -> Event:
+    """The event with settings called as the command calls them."""
+    return dataclasses.replace(event, hint=console.in_options(event.hint)) if isinstance(event, Warning) else event
+
+
+def _again(words: Sequence[str]) -> str:
+    return shlex.join(["neuralforge", *(w for w in words if w != "--no-resume")])
+
+
+def _tell_results(run: Run, values: cli_options.Values) -> None:
+    """Where things are, and what to do next."""
+    folder = run.output_dir
+    if run.adapter is None:
+        console.note(f"model    {folder / 'model'}")
+        next_words = ["--model", str(folder / "model")]
+    else:
+        console.note(f"adapter  {folder / 'adapter'}")
+        next_words = ["--model", values["model"], "--adapter", str(folder / "adapter")]
+    if "tokenizer" in values and run.adapter is not None:
+        next_words[2:2] = ["--tokenizer", values["tokenizer"]]
+    if (folder / "run.html").exists():
+        console.note(f"report   {folder / 'run.html'}")
+    console.note(f'next     neuralforge generate {shlex.join(next_words)} --prompt "..."')
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .plan import plan
+
+    values = cli_options.given(options)
+    job = _open(values)
+    made = plan(job.model, job.args, peft_config=job.lora, train_dataset=job.train, eval_dataset=job.held_out)
+    console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
+    if made.fits:
+        return 0
+    hint = "make max_length or per_device_train_batch_size smaller, or choose a smaller model"
+    return console.report(WontFitError("the run does not fit into memory", hint=hint), command="plan", machine=False)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import STEPS, run_demo
+
+    steps = STEPS if options.steps is None else options.steps
+    if steps < 1:
+        raise ConfigError(f"--steps {steps}: must be 1 or more")
+    with _view(options) as listen:
+        out = sys.stderr if options.ndjson else sys.stdout
+        return run_demo(options.folder, output_dir=options.output_dir, listener=listen, out=out, steps=steps)
