@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers of docs/architecture.md hold: its table is read here, and every import and #include is compared with it.
 
-Imports inside functions count as well; only imports by a computed name (the folders that find their own files) are not seen.
+Imports inside functions count as well; only `__version__` may be read from anywhere, and imports by a computed name (the
+folders that find their own files) are not seen.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def imports_of(module: str, path: Path, known: set[str]) -> set[str]:
                 base = node.module.split(".")[1:]
             else:
                 continue
-            parts = [".".join([*base, a.name]) for a in node.names]
+            parts = [".".join([*base, a.name]) for a in node.names if a.name != "__version__"]
             found |= {p if p in known or p == "_cpu" else ".".join(base) or "__init__" for p in parts}
     return found - {module}
 
