@@ -16,11 +16,11 @@ from . import heldout
 from .batches import encode_rows
 from .config import LoraConfig, TrainConfig
 from .errors import DataError
-from .evaluate import evaluate
 from .events import Event
-from .finetune import HELD_OUT
+from .heldout import evaluate
 from .ingest import Dataset, Row, shuffled
 from .model import EMBEDDED, Model
+from .quickstart import HELD_OUT
 from .report import duration, visible
 from .run import Run
 from .trainer import Trainer
@@ -74,7 +74,7 @@ def run_demo(
     args = settings(output_dir, steps=steps)
     callbacks = [] if listener is None else [listener]
     trainer = Trainer(model=model, args=args, peft_config=LORA, train_dataset=train, eval_dataset=held_out, callbacks=callbacks)
-    run = trainer.train(resume_from_checkpoint=False)
+    run = trainer.train(resume_from_checkpoint=False, progress=False)
     if run.adapter is None or run.status == "interrupted":
         say("Interrupted; a checkpoint is saved. The demo starts over when it is called again.")
         return 130
@@ -166,7 +166,7 @@ def split_passages(data: Dataset) -> tuple[Dataset, Dataset]:
 
 def _prose(row: Row) -> float:
     """How much of the start of a text is words."""
-    start = row.data.get("text", "")[:200]
+    start: str = row.data.get("text", "")[:200]
     return sum(c.isalpha() or c == " " for c in start) / (len(start) + 20)
 
 
