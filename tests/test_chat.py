@@ -224,6 +224,29 @@ def test_a_rewritten_turn_without_a_prompt_of_its_own(byte_tokenizer: Tokenizer)
     assert ids[: mask.index(True)] == prompt_ids(template, byte_tokenizer, chat[:1])
 
 
+def test_earlier_turns_are_cut_the_same_way_in_a_prompt(tmp_path: Path) -> None:
+    """ " the" is one piece, but the prompt of the first turn ended with its space."""
+    write_tokenizer(tmp_path / "tokenizer.bin")
+    tokenizer = Tokenizer.from_file(tmp_path)
+    chat = [{**m, "content": "the"} for m in CHAT]
+    template = _template("no end", tokenizer)
+    ids, mask = encode_messages(template, tokenizer, chat)
+    prompt = prompt_ids(template, tokenizer, chat[:3])
+    assert ids[: len(prompt)] == prompt and mask[len(prompt)]
+    assert prompt != tokenizer.encode(template.render(chat[:3], add_generation_prompt=True))
+
+
+def test_a_row_that_ends_with_the_user_gets_no_eos(byte_tokenizer: Tokenizer) -> None:
+    ids, mask = encode_messages(_template("no end", byte_tokenizer), byte_tokenizer, CHAT[:3])
+    assert byte_tokenizer.eos_id not in ids
+    assert _trained_texts(byte_tokenizer, ids, mask) == ["Four.\n"]
+
+
+def test_blocks_on_lines_of_their_own_leave_no_trace() -> None:
+    source = "{% for m in messages %}\n    {% if m.role == 'user' %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n"
+    assert ChatTemplate(source).render(CHAT) == "  What is two and two?\n  And three?\n"
+
+
 def test_the_template_of_llama_3_2(byte_tokenizer: Tokenizer, shared: Path) -> None:
     config = json.loads((shared / "configs/Llama-3.2-1B-Instruct/tokenizer_config.json").read_text())
     template = ChatTemplate(config["chat_template"], {"bos_token": "<s>"})

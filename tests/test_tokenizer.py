@@ -148,9 +148,10 @@ def _merge_by_definition(symbols: list[int], pairs: dict[int, int]) -> list[int]
 
 
 @given(
-    st.lists(st.integers(0, 3), max_size=30),
-    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 3)), max_size=9),
+    st.lists(st.integers(0, 2), max_size=30),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 3)), max_size=20),
 )
+@settings(max_examples=500)
 def test_merge_is_lowest_rank_then_leftmost(symbols: list[int], rules: list[tuple[int, int, int]]) -> None:
     pairs = {a << SHIFT | b: rank << SHIFT | (4 + n) for n, (a, b, rank) in enumerate(rules)}
     assert merge(symbols, pairs) == _merge_by_definition(list(symbols), pairs)
@@ -194,6 +195,23 @@ def test_words_joined_are_the_text(pattern: str, text: str) -> None:
     assert "".join(words.cut(text)) == text
 
 
+@pytest.mark.parametrize("pattern", sorted(pretokenizer.PATTERNS))
+def test_words_equal_the_tokenizers_package(pattern: str) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="the oracle package is not installed")
+    oracle = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    words = pretokenizer.read_pre_tokenizer(_sequence(_split(pattern), NO_REGEX), "test")
+    assert isinstance(words, pretokenizer.Words)
+
+    @settings(max_examples=400, deadline=None)
+    @given(KNOWN_TEXT | MIXED_TEXT)
+    def same(text: str) -> None:
+        assert words.cut(text) == [word for word, _ in oracle.pre_tokenize_str(text)]
+
+    for text in ODD_TEXTS:
+        assert words.cut(text) == [word for word, _ in oracle.pre_tokenize_str(text)]
+    same()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", sorted(pretokenizer.PATTERNS))
 def test_every_known_character_is_classed_as_the_oracle_does(pattern: str) -> None:
@@ -225,6 +243,22 @@ def test_ignore_merges_takes_known_words_whole(tmp_path: Path) -> None:
         assert (mine.encode("zebra") == [len(model["vocab"])]) is whole
 
 
+def test_special_tokens_stay_text_where_words_are_taken_whole(tmp_path: Path) -> None:
+    model = {**_tokenizer_json()["model"], "ignore_merges": True}
+    model["vocab"] = {**model["vocab"], "END": 259}
+    added = [{"id": 259, "content": "END", "special": True}]
+    tokenizer = Tokenizer.from_file(_write(tmp_path / "t.json", _tokenizer_json(model=model, added_tokens=added)))
+    assert tokenizer.encode("END the") == [69, 78, 68, 258]
+    assert tokenizer.encode("END the", parse_special=True) == [259, 258]
+
+
+def test_a_space_in_front_only_at_the_start(tmp_path: Path) -> None:
+    spec = _tokenizer_json({**BYTE_LEVEL, "add_prefix_space": True})
+    tokenizer = Tokenizer.from_file(_write(tmp_path / "t.json", spec))
+    assert tokenizer.encode("the") == tokenizer.encode(" the") == [258]
+    assert tokenizer.encode("the", continuation=True) == [257]
+
+
 def test_added_tokens_and_their_flags(tmp_path: Path) -> None:
     flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
     table = [
@@ -236,6 +270,7 @@ def test_added_tokens_and_their_flags(tmp_path: Path) -> None:
         ("ñú", "normalized"),
         ("word", "single_word"),
         ("~~", ""),
+        ("  ", ""),
     ]
     first = len(json.loads((_trained(tmp_path, BYTE_LEVEL)[0].path).read_text())["model"]["vocab"])
     added = [{"id": first + n, "content": c, **{f: f in kinds.split() for f in flags}} for n, (c, kinds) in enumerate(table)]
@@ -400,6 +435,24 @@ def test_sentencepiece_style_json_equals_the_tokenizers_package(tmp_path: Path, 
     for text in [*ODD_TEXTS, "a </s>b<s> c", "</s>"]:
         assert mine.encode(text, parse_special=True) == oracle.encode(text).ids, text
     same()
+
+
+def test_scored_pieces_without_their_characters(tmp_path: Path) -> None:
+    """A character that is no piece becomes bytes, unless a piece that holds it can be made."""
+    path = _write(tmp_path / "t.bin", _bin([(b"ab", -1.0), ("aé".encode(), -2.0), (b"c", -3.0)]))
+    tokenizer = Tokenizer.from_file(path)
+    space, a, b = 3 + 0x20, 3 + ord("a"), 3 + ord("b")
+    assert tokenizer.encode("ab", False, continuation=True) == [259]
+    assert tokenizer.encode("aabéaé", False, continuation=True) == [a, 259, 3 + 0xC3, 3 + 0xA9, 260]
+    assert tokenizer.encode("bca", False, continuation=True) == [b, 261, a]
+    assert tokenizer.encode("b b", False) == [space, b, space, b]
+
+
+def test_pieces_that_hold_a_space_inside(tmp_path: Path) -> None:
+    pieces = [(b"a b", -1.0), (b"a ", -2.0), (b" b", -3.0), (b"a", -4.0), (b"b", -5.0), (b" ", -6.0)]
+    tokenizer = Tokenizer.from_file(_write(tmp_path / "t.bin", _bin(pieces)))
+    assert tokenizer.encode("a b", False, continuation=True) == [259]
+    assert tokenizer.encode("b b", False, continuation=True) == [263, 261]
 
 
 def test_continuation_builds_a_row_from_parts(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class MarkedBPE:
         return [one for i in ids for one in (self._bytes(loose[i]) if i in loose else (i,))]
 
     def _bytes(self, char: str) -> list[int]:
-        return [self.byte_ids[b] for b in char.encode()]
+        return [self.byte_ids[b] for b in (" " if char == MARK else char).encode()]
 
 
 def _cached(words: Iterable[str], cache: dict[str, list[int]], encode: Callable[[str], list[int]]) -> list[int]:

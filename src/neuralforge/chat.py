@@ -184,13 +184,19 @@ def check_messages(messages: object, *, where: str = "messages") -> list[dict[st
         raise DataError(f"{where}: no list of messages", hint='write [{"role": "user", "content": "..."}, ...]')
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise DataError(f"{where}: message {i} is {type(message).__name__}, not an object with role and content")
+            raise DataError(
+                f"{where}: message {i} is {type(message).__name__}, not an object with role and content",
+                hint="correct it or remove the row",
+            )
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise DataError(f"{where}: message {i} has the role {role!r}", hint=f"roles are {', '.join(ROLES)}")
         calls = role == "assistant" and content is None and message.get("tool_calls")
         if not isinstance(content, str) and not calls:
-            raise DataError(f"{where}: message {i} ({role}) has content of type {type(content).__name__}, not text")
+            raise DataError(
+                f"{where}: message {i} ({role}) has content of type {type(content).__name__}, not text",
+                hint="correct it or remove the row",
+            )
     return [dict(m) for m in messages]
 
 
@@ -328,7 +334,10 @@ def _span(
         start, end = _rewritten_span(template, messages, i, text, before, upto, prompt=prompt)
     end = start + len(_without_tail(text[start:end], tokenizer))
     if end <= start:
-        raise DataError(f"{where}: the assistant's turn, message {i}, is not in what the template writes")
+        raise DataError(
+            f"{where}: the assistant's turn, message {i}, is not in what the template writes",
+            hint="the template of the model must write every turn",
+        )
     return start, end
 
 

@@ -256,7 +256,7 @@ class _Matcher:
         at = 0
         for match in self.pattern.finditer(text) if self.pattern else ():
             token, (start, end) = self.tokens[match.group()], match.span()
-            if start < at or (token.single_word and re.search(r"\w", text[max(start - 1, 0) : start] + text[end : end + 1])):
+            if token.single_word and re.search(r"\w", text[max(start - 1, 0) : start] + text[end : end + 1]):
                 continue
             if token.lstrip:
                 start = at + len(text[at:start].rstrip(WHITE_SPACE))

@@ -19,9 +19,11 @@ from typing import Any
 from . import bpe
 from .bpe import MARK, Vocabulary
 from .errors import TokenizerError
+from .files import UNREADABLE
 from .pretokenizer import Marked, Words, read_decoder, read_normalizer, read_post_processor, read_pre_tokenizer
 
 DAMAGED = "the file is damaged or cut short; fetch it again"
+_OTHER = "where the model has a tokenizer.model too, give that file"
 _MAX_ID = 1 << 24  # far above any vocabulary; an id beyond it is damage, not data
 _MAX_PIECE = 1024  # bytes; the longest piece of a real vocabulary is about 150
 
@@ -60,7 +62,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise TokenizerError(f"{path}: cannot be read: {e.strerror or e}") from e
+        raise TokenizerError(f"{path}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
 
 
 def read_object(path: Path, data: bytes | None = None) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def _read_json(data: bytes, path: Path) -> Source:
     else:
         raise TokenizerError(
             f"{where}: BPE that is neither byte-level nor SentencePiece-style with byte_fallback is not supported",
-            hint="where the model has a tokenizer.model too, give that file",
+            hint=_OTHER,
         )
     ends = {name: text for name, text in (("bos_token", before), ("eos_token", after)) if text is not None}
     digest = json.dumps([ids, merges, [spec.get(k) for k in ("normalizer", "pre_tokenizer")], model.get("ignore_merges")])
@@ -281,13 +283,13 @@ def _check_model_options(model: Mapping[str, Any], where: str) -> None:
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(
             f"{where}: model type {model['type']!r} is not supported, only BPE",
-            hint="where the model has a tokenizer.model too, give that file",
+            hint=_OTHER,
         )
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise TokenizerError(f"{where}: model.{option} {model[option]!r} is not supported")
+            raise TokenizerError(f"{where}: model.{option} {model[option]!r} is not supported", hint=_OTHER)
     if model.get("ignore_merges") and model.get("byte_fallback"):
-        raise TokenizerError(f"{where}: model.ignore_merges with byte_fallback is not supported")
+        raise TokenizerError(f"{where}: model.ignore_merges with byte_fallback is not supported", hint=_OTHER)
 
 
 def _json_vocab(vocab: Any, where: str) -> dict[str, int]:
