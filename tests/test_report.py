@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from neuralforge.charts import MAX_POINTS, Series, chart, thin, ticks
 from neuralforge.errors import OutputError
 from neuralforge.events import Done, Eval, Event, Restart, Sample, Saved, Start, Step, Warning, encode
-from neuralforge.report import duration, history, read_events, render_html, render_notebook, visible, write_report
+from neuralforge.history import duration, history, read_events, visible
+from neuralforge.report import render_html, render_notebook, write_report
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -20,7 +20,7 @@ from .config import LoraConfig, TrainConfig
 from .errors import BackendError, ConfigError, NeuralForgeError, OutputError, WontFitError
 from .events import message
 from .files import output_error
-from .report import visible
+from .history import visible
 
 INTERRUPTED, INTERNAL, BROKEN_PIPE = 130, 70, 141
 DEBUG = "NEURALFORGE_DEBUG"

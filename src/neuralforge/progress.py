@@ -16,18 +16,8 @@ from collections import deque
 from typing import Any, Protocol, TextIO
 
 from .events import Done, Eval, Event, Restart, Sample, Saved, Start, Step, Warning, encode
-from .report import (
-    RECENT,
-    STATUS,
-    count,
-    duration,
-    figure,
-    note_text,
-    render_notebook,
-    seconds_left,
-    tokens_per_second,
-    visible,
-)
+from .history import RECENT, STATUS, count, duration, figure, note_text, seconds_left, tokens_per_second, visible
+from .report import render_notebook
 
 logger = logging.getLogger("neuralforge")
 
