@@ -48,7 +48,9 @@ _ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_ARGUMENT: ConfigError, 
 def _check(status: int) -> None:
     if status != lib.NF_OK:
         message = ffi.string(lib.nf_last_error()).decode("utf-8", "replace")
-        raise _ERRORS.get(status, BackendError)(message)
+        kind = _ERRORS.get(status, BackendError)
+        hint = "use a smaller max_length, per_device_train_batch_size or model" if kind is WontFitError else ""
+        raise kind(message, hint=hint)
 
 
 def _floats(array: F32 | None) -> Any:

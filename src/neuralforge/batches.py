@@ -144,7 +144,7 @@ def encode_rows(
         raise ConfigError(f"max_length={max_length}: must be at least 2 tokens")
     whole = [_encode(row, i, tokenizer, template, completion_only_loss) for i, row in enumerate(rows)]
     if not whole:
-        raise DataError("there are no rows to train on")
+        raise DataError("there are no rows to train on", hint="add some")
     too_long = [example for example in whole if example.ids.size > max_length]
     longest = sorted(whole, key=lambda example: -example.ids.size)[:10]
     if too_long and on_overflow == "error":

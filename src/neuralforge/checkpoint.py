@@ -276,7 +276,10 @@ def restore(snapshot: Snapshot, arrays: Mapping[str, ParamSet]) -> None:
     for name, array in arrays.items():
         if snapshot.shapes != array.shapes:
             odd = sorted(set(snapshot.shapes.items()) ^ set(array.shapes.items()))
-            raise OutputError(f"{snapshot.path}: holds other tensors than this run trains, for example {odd[0][0]}")
+            raise OutputError(
+                f"{snapshot.path}: holds other tensors than this run trains, for example {odd[0][0]}",
+                hint="choose another output_dir",
+            )
         if name in snapshot.arrays:
             _read_into(snapshot.path / f"{name}.f32", array.flat)
         else:

@@ -25,8 +25,12 @@ _WAY_OUT = {
     errno.ENOTEMPTY: "a folder of that name is in the way",
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
+    errno.EFBIG: "files may not become that large here: see ulimit -f, or choose another disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.EROFS: "the disk is read-only: choose another folder",
 }
+
+UNREADABLE = "check that it is a file, that you may read it, and that the disk works"
 
 
 def output_error(path: Path, cause: OSError) -> OutputError:
@@ -115,9 +119,9 @@ def read_bytes(path: str | Path, *, error: type[NeuralForgeError] = ModelError) 
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
+        raise error(f"{path}: no such file", hint="check the name, and that the copy or download was finished") from None
     except OSError as e:
-        raise error(f"{path}: cannot be read: {e.strerror or e}") from e
+        raise error(f"{path}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
 
 
 def read_json(path: str | Path, *, error: type[NeuralForgeError] = ModelError) -> dict[str, Any]:
@@ -140,9 +144,9 @@ def read_json(path: str | Path, *, error: type[NeuralForgeError] = ModelError) -
             f"{path}: not valid JSON at line {e.lineno}, column {e.colno}: {e.msg}", hint="the file may be cut off"
         ) from None
     except (RecursionError, ValueError) as e:  # nested thousands deep; a number with thousands of digits
-        raise error(f"{path}: JSON that cannot be read: {e}") from None
+        raise error(f"{path}: JSON that cannot be read: {e}", hint="is this the right file?") from None
     if not isinstance(value, dict):
-        raise error(f"{path}: holds a JSON {type(value).__name__}, not an object")
+        raise error(f"{path}: holds a JSON {type(value).__name__}, not an object", hint="is this the right file?")
     return value
 
 
@@ -154,5 +158,5 @@ def sha256_file(path: str | Path, *, error: type[NeuralForgeError] = ModelError)
             while block := f.read(1 << 20):
                 digest.update(block)
     except OSError as e:
-        raise error(f"{path}: cannot be read: {e.strerror or e}") from e
+        raise error(f"{path}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
     return digest.hexdigest()

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ConfigError, DataError
+from .files import UNREADABLE
 
 log = logging.getLogger("neuralforge")
 
@@ -40,6 +41,7 @@ ACCEPTED = (
     "a row has text, or prompt and completion, or messages, or input_ids; "
     "also instruction/input/output, question/answer and conversations"
 )
+_MEND = "correct it or remove the row"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _messages(value: Any, source: str) -> list[dict[str, Any]]:
 
 def _message(item: Any, place: str) -> dict[str, Any]:
     if not isinstance(item, Mapping):
-        raise DataError(f"{place}: expected {{role, content}}, found {_kind(item)}")
+        raise DataError(f"{place}: expected {{role, content}}, found {_kind(item)}", hint=ACCEPTED)
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if not isinstance(role, str) or role.lower() not in _ROLES:
         raise DataError(f"{place}: role {role!r} is not known", hint="roles are system, user, assistant and tool")
@@ -157,7 +159,7 @@ def _message(item: Any, place: str) -> dict[str, Any]:
     try:
         json.dumps(extra)
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{place}: {' and '.join(extra)} must be plain JSON data") from error
+        raise DataError(f"{place}: {' and '.join(extra)} must be plain JSON data", hint=_MEND) from error
     if content is None and "tool_calls" in extra:
         content = ""
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
@@ -170,10 +172,10 @@ def _token_row(fields: dict[str, Any], source: str) -> dict[str, Any]:
     if "labels" in fields:
         row["labels"] = _integers(fields["labels"], "labels", source, low=-100)
         if row["labels"].shape != row["input_ids"].shape:
-            raise DataError(f"{source}: {row['labels'].size} labels for {row['input_ids'].size} input_ids")
+            raise DataError(f"{source}: {row['labels'].size} labels for {row['input_ids'].size} input_ids", hint=_MEND)
         wrong = np.flatnonzero((row["labels"] != -100) & (row["labels"] != row["input_ids"]))
         if wrong.size:
-            raise DataError(f"{source}: label {wrong[0]} is neither -100 nor the token id at its own place")
+            raise DataError(f"{source}: label {wrong[0]} is neither -100 nor the token id at its own place", hint=_MEND)
     return row
 
 
@@ -183,9 +185,9 @@ def _integers(value: Any, name: str, source: str, *, low: int) -> npt.NDArray[An
     except (ValueError, TypeError, OverflowError):
         array = np.asarray(None)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-        raise DataError(f"{source}: {name} must be a list of whole numbers that is not empty")
+        raise DataError(f"{source}: {name} must be a list of whole numbers that is not empty", hint=_MEND)
     if array.min() < low or array.max() >= 2**31:
-        raise DataError(f"{source}: {name} holds {array.min()} .. {array.max()}, allowed are {low} .. {2**31 - 1}")
+        raise DataError(f"{source}: {name} holds {array.min()} .. {array.max()}, allowed are {low} .. {2**31 - 1}", hint=_MEND)
     return array if array.dtype == np.uint16 else array.astype(np.int32)
 
 
@@ -221,7 +223,7 @@ def _bytes(path: Path, label: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{label}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE) from error
 
 
 def read_text(path: Path, label: str) -> str:
@@ -236,7 +238,10 @@ def read_text(path: Path, label: str) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             place = f"byte {error.start}"
-            raise DataError(f"{label}: damaged {encoding.removesuffix('-sig').upper()} at {place}: {error.reason}") from error
+            raise DataError(
+                f"{label}: damaged {encoding.removesuffix('-sig').upper()} at {place}: {error.reason}",
+                hint="save it again as UTF-8",
+            ) from error
         text = _western(data)
         log.warning("%s: not UTF-8, read as Windows-1252", label)
     return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
@@ -254,7 +259,7 @@ def _read_text(path: Path, label: str) -> Iterator[Row]:
 
 def _document(text: str, label: str) -> str:
     if not text.strip():
-        raise DataError(f"{label}: holds no text")
+        raise DataError(f"{label}: holds no text", hint="is this the right file?")
     return _clean(text)
 
 
@@ -264,18 +269,18 @@ def _json(text: str, source: str, *, one_line: bool = False) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = f"{source}: column {error.colno}" if one_line else f"{source}: line {error.lineno} column {error.colno}"
-        raise DataError(f"{at}: broken JSON: {error.msg}") from error
+        raise DataError(f"{at}: broken JSON: {error.msg}", hint=_MEND) from error
     except RecursionError as error:
-        raise DataError(f"{source}: JSON is nested too deeply") from error
+        raise DataError(f"{source}: JSON is nested too deeply", hint="is this the right file?") from error
     except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{source}: JSON value cannot be read: {error}") from error
+        raise DataError(f"{source}: JSON value cannot be read: {error}", hint=_MEND) from error
 
 
 def _read_json(path: Path, label: str) -> Iterator[Row]:
     """JSON and JSON Lines alike, told apart by content: many files have the other one's name."""
     text = read_text(path, label)
     if not text.strip():
-        raise DataError(f"{label}: holds no rows")
+        raise DataError(f"{label}: holds no rows", hint=ACCEPTED)
     if text.lstrip().startswith("{") and (path.suffix.lower() != ".json" or _is_json_lines(text)):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
@@ -385,7 +390,7 @@ def _read_html(path: Path, label: str) -> Iterator[Row]:
         parser.feed(read_text(path, label))
         parser.close()
     except AssertionError as error:  # how html.parser gives up on a broken declaration
-        raise DataError(f"{label}: broken HTML: {error}") from error
+        raise DataError(f"{label}: broken HTML: {error}", hint="open it in a browser and save it again") from error
     yield Row({"text": _document(parser.text(), label)}, label)
 
 
@@ -424,7 +429,9 @@ def _pdf_pages(data: bytes, label: str) -> list[tuple[str, bool]]:
     except DependencyError as error:  # AES needs a package that we do not ask for
         raise locked from error
     except Exception as error:  # a damaged file makes pypdf raise errors of many kinds
-        raise DataError(f"{label}: not a readable PDF: {error}") from error
+        raise DataError(
+            f"{label}: not a readable PDF: {error}", hint="open it in a viewer and save it again, or remove it"
+        ) from error
     finally:
         chatter.setLevel(level)
     return pages
@@ -435,10 +442,12 @@ def _read_tokens(path: Path, label: str) -> Iterator[Row]:
     try:
         size = path.stat().st_size
         if size == 0 or size % 2:
-            raise DataError(f"{label}: {size} bytes are no list of 16-bit token ids")
+            raise DataError(
+                f"{label}: {size} bytes are no list of 16-bit token ids", hint="neuralforge tokenize makes such a file"
+            )
         yield Row({"input_ids": np.memmap(path, dtype="<u2", mode="r")}, label)
     except OSError as error:
-        raise DataError(f"{label}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE) from error
 
 
 Reader = Callable[[Path, str], Iterator[Row | Skip]]
@@ -459,16 +468,18 @@ def _read_file(path: Path, label: str) -> list[Row | Skip]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise DataError(f"{label}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE) from error
     if not stat.S_ISREG(mode):
-        raise DataError(f"{label}: " + ("the folder cannot be opened" if stat.S_ISDIR(mode) else "is not a regular file"))
+        raise DataError(
+            f"{label}: " + ("the folder cannot be opened" if stat.S_ISDIR(mode) else "is not a regular file"), hint=UNREADABLE
+        )
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         kind = path.suffix[1:].lower() or "a file without extension"
         raise DataError(f"{label}: {kind} is not read yet", hint="save it as .txt, .md, .jsonl, .csv, .html or .pdf")
     rows = list(reader(path, label))
     if not rows:
-        raise DataError(f"{label}: holds no rows")
+        raise DataError(f"{label}: holds no rows", hint=ACCEPTED)
     return rows
 
 

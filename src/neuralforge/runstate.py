@@ -207,4 +207,6 @@ def counters(snapshot: checkpoint.Snapshot) -> RunState:
     try:
         return RunState(**snapshot.state["counters"])
     except (KeyError, TypeError) as e:
-        raise OutputError(f"{snapshot.path}: has other counters than this version writes: {e}") from None
+        raise OutputError(
+            f"{snapshot.path}: has other counters than this version writes: {e}", hint="choose another output_dir"
+        ) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import ModelConfig, tensor_shapes
 from ..errors import ModelError
+from ..files import UNREADABLE
 from ..weights import STORED, Tensor
 
 _SHOWN = 4  # names listed in one message
@@ -59,7 +60,7 @@ def load(path: str | Path) -> Checkpoint:
                 return loaded
         raise _not_a_model(place)
     except OSError as e:
-        raise ModelError(f"{e.filename or place}: cannot be read: {e.strerror or e}") from e
+        raise ModelError(f"{e.filename or place}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
 
 
 def _formats() -> list[Any]:

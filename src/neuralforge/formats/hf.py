@@ -20,6 +20,7 @@ from . import Checkpoint, complete, is_pickle, pickle_error, safetensors, to_hal
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_COPY = "the files are not of one model: copy the whole folder again"
 _BESIDE = (
     "tokenizer.json",
     "tokenizer.model",
@@ -52,7 +53,9 @@ def load(path: Path) -> Checkpoint:
     kind = values.get("model_type")
     if not isinstance(kind, str):
         if "peft_type" in values:
-            raise ModelError(f"{config_file}: describes an adapter, not a model")
+            raise ModelError(
+                f"{config_file}: describes an adapter, not a model", hint="give the base model, and this folder as its adapter"
+            )
         raise ModelError(f"{config_file}: model_type is missing", hint="is this the config.json of a language model?")
     try:
         module = family(kind)
@@ -100,7 +103,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
         raise ModelError(f"{index}: weight_map is missing or empty", hint="copy the index file again")
     for name, shard in places.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard == "..":
-            raise ModelError(f"{index}: tensor {name!r} is said to be in {shard!r}, which is not a file of this folder")
+            raise ModelError(
+                f"{index}: tensor {name!r} is said to be in {shard!r}, which is not a file of this folder", hint=_COPY
+            )
     shards = {}
     for shard in sorted(set(places.values())):
         if not (folder / shard).is_file():
@@ -108,7 +113,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
         shards[shard] = safetensors.read(folder / shard)[0]
     for name, shard in places.items():
         if name not in shards[shard]:
-            raise ModelError(f"{folder / shard}: tensor {name!r} is missing, but {_INDEX} says it is there")
+            raise ModelError(f"{folder / shard}: tensor {name!r} is missing, but {_INDEX} says it is there", hint=_COPY)
     return {name: shards[shard][name] for name, shard in places.items()}
 
 
@@ -122,7 +127,7 @@ def _canonical(config: ModelConfig, stored: Mapping[str, Tensor], source: str) -
     left: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if canonical_name(name) in left:
-            raise ModelError(f"{source}: tensor {canonical_name(name)!r} occurs twice, with and without 'model.'")
+            raise ModelError(f"{source}: tensor {canonical_name(name)!r} occurs twice, with and without 'model.'", hint=_COPY)
         left[canonical_name(name)] = tensor
     found, used = {}, set()
     for name, place in family(config.model_type).tensors(config).items():

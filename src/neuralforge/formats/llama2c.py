@@ -85,7 +85,10 @@ def _config(header: _Header, path: str) -> ModelConfig:
                 hint="known: llama2.c checkpoints of version 0 and 1",
             )
     if h.dim % h.n_heads or h.n_heads % h.n_kv_heads or h.dim // h.n_heads % 2:
-        raise ModelError(f"{path}: a width of {h.dim} does not go into {h.n_heads} heads and {h.n_kv_heads} key/value heads")
+        raise ModelError(
+            f"{path}: a width of {h.dim} does not go into {h.n_heads} heads and {h.n_kv_heads} key/value heads",
+            hint="the file is damaged, or no llama2.c checkpoint",
+        )
     return ModelConfig(
         model_type="llama",
         vocab_size=h.vocab_size,

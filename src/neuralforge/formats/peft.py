@@ -24,6 +24,8 @@ from .hf import canonical_name
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_DAMAGED = "both files of an adapter must come from one training: copy the folder again"
+_NOT_PEFT = "save the adapter with peft: model.save_pretrained(folder)"
 _FINGERPRINT = "neuralforge.base_fingerprint"
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias", "init_lora_weights"}
 # Entries that change nothing in a trained adapter, whatever they hold.
@@ -88,7 +90,10 @@ def save(adapter: Adapter, folder: str | Path) -> None:
     """
     for name in adapter.params:
         if not np.isfinite(adapter.params[name]).all():
-            raise AdapterError(f"{folder}: the adapter is not written: {name} holds NaN or infinite values")
+            raise AdapterError(
+                f"{folder}: the adapter is not written: {name} holds NaN or infinite values",
+                hint="train again with a lower learning_rate",
+            )
     folder = make_folder(folder)
     config = (json.dumps(_config_entries(adapter), indent=2) + "\n").encode()
     _remove_other(folder / _CONFIG, config)
@@ -202,9 +207,9 @@ def _by_own_name(stored: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, tensor in stored.items():
         own = canonical_name(name.removeprefix(_PREFIX))
         if not name.startswith(_PREFIX):
-            raise AdapterError(f"{path}: tensor {name!r} is not the name of a LoRA tensor")
+            raise AdapterError(f"{path}: tensor {name!r} is not the name of a LoRA tensor", hint=_NOT_PEFT)
         if own in tensors:
-            raise AdapterError(f"{path}: tensor {own!r} occurs twice, with and without 'model.'")
+            raise AdapterError(f"{path}: tensor {own!r} occurs twice, with and without 'model.'", hint=_NOT_PEFT)
         tensors[own] = tensor
     return tensors
 
@@ -222,7 +227,7 @@ def _lora_config(entries: Fields, tensors: Mapping[str, Tensor]) -> LoraConfig:
             use_rslora=entries.flag("use_rslora", False),
         )
     except ConfigError as e:
-        raise AdapterError(f"{entries.source}: {e.message}") from None
+        raise AdapterError(f"{entries.source}: {e.message}", hint=_DAMAGED) from None
 
 
 def _modules(entries: Fields, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -253,7 +258,8 @@ def _params(tensors: Mapping[str, Tensor], base: ModelConfig, lora: LoraConfig, 
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise AdapterError(
-            f"{path}: incomplete: {len(missing)} of {len(shapes)} tensors are missing, the first is {missing[0]}"
+            f"{path}: incomplete: {len(missing)} of {len(shapes)} tensors are missing, the first is {missing[0]}",
+            hint=_DAMAGED,
         )
     for name, tensor in tensors.items():
         if tensor.dtype not in STORED:
@@ -275,12 +281,12 @@ def _unexpected(name: str, lora: LoraConfig, path: Path) -> AdapterError:
         (".default.", "a named adapter"),
     ):
         if part in name:
-            return AdapterError(f"{path}: tensor {name!r}: {what} is not supported")
+            return AdapterError(f"{path}: tensor {name!r}: {what} is not supported", hint="merge it into its base with peft")
     if name.endswith((".lora_A.weight", ".lora_B.weight")) and name.split(".lora_")[0].split(".")[-1] in lora.modules:
         return AdapterMismatchError(
             f"{path}: tensor {name!r} has no place in this base model", hint="load the base it was trained on"
         )
-    return AdapterError(f"{path}: tensor {name!r} is not one that {_CONFIG} calls for")
+    return AdapterError(f"{path}: tensor {name!r} is not one that {_CONFIG} calls for", hint=_DAMAGED)
 
 
 def _check_shape(name: str, given: tuple[int, ...], expected: tuple[int, ...], path: Path) -> None:
@@ -288,7 +294,7 @@ def _check_shape(name: str, given: tuple[int, ...], expected: tuple[int, ...], p
         return
     rank = 0 if name.endswith("lora_A.weight") else 1
     if len(given) == 2 and given[1 - rank] == expected[1 - rank]:
-        raise AdapterError(f"{path}: {name} has rank {given[rank]}, but {_CONFIG} says r={expected[rank]}")
+        raise AdapterError(f"{path}: {name} has rank {given[rank]}, but {_CONFIG} says r={expected[rank]}", hint=_DAMAGED)
     raise AdapterMismatchError(
         f"{path}: {name} is {list(given)}, this base model needs {list(expected)}", hint="load the base it was trained on"
     )

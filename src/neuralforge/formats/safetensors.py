@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelError
-from ..files import write_atomic
+from ..files import UNREADABLE, write_atomic
 from ..weights import STORED, F32Array, Tensor
 
 # Bytes of one value. The four-bit types do not occur in the models that are read.
@@ -43,7 +43,7 @@ def read(path: str | Path, *, error: type[ModelError] = ModelError) -> tuple[dic
         size = Path(path).stat().st_size
         data = np.memmap(path, np.uint8, "r").view(np.ndarray) if size else np.empty(0, np.uint8)
     except OSError as e:
-        raise error(f"{path}: cannot be read: {e.strerror or e}") from e
+        raise error(f"{path}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
     start, header = _header(data, str(path), error)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

@@ -32,15 +32,18 @@ class Fields:
     prefix: str = ""
 
     def wrong(self, key: str, rule: str, *, hint: str = "") -> ModelError:
-        """The error to raise for the value of a key."""
+        """The error to raise for the value of a key; every one has a hint."""
         shown = repr(self.values.get(key))
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return self.error(f"{self.source}: {self.prefix}{key}={shown}: {rule}", hint=hint)
+        usual = (
+            "it needs a model or adapter of another kind" if "not supported" in rule else "is the file what its maker wrote?"
+        )
+        return self.error(f"{self.source}: {self.prefix}{key}={shown}: {rule}", hint=hint or usual)
 
     def _present(self, key: str, kind: str) -> Any:
         value = self.values.get(key)
         if value is None:
-            raise self.error(f"{self.source}: {self.prefix}{key} is missing; it must be {kind}")
+            raise self.error(f"{self.source}: {self.prefix}{key} is missing; it must be {kind}", hint="is the file complete?")
         return value
 
     def whole(self, key: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST) -> int:
