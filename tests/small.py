@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small model and rows for the tests of training, a CPU backend that can be told to fail, and what a run came to."""
+"""A small model, rows and files for tests, a CPU backend that can be told to fail, and what a run came to."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def rows(count: int, *, seed: int = 0) -> Dataset:
     """Rows of a few words each, of different lengths."""
     rng = np.random.default_rng(seed)
     return Dataset.from_list([{"text": " ".join(rng.choice(WORDS, int(rng.integers(2, 9))))} for _ in range(count)])
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file, in folders that need not be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
 
 
 class Faulty:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from . import chat
 from .config import OVERFLOWS
 from .errors import ConfigError, DataError, OverflowRowError
-from .ingest import Row, shuffled
+from .ingest import shuffled
+from .records import Row
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer

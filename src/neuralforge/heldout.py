@@ -14,8 +14,8 @@ from .backends import Session
 from .batches import Encoded, Example, collate, encode_rows, eval_order
 
 if TYPE_CHECKING:
-    from .ingest import Row
     from .model import Model
+    from .records import Row
 
 _PROMPT, _TOKENS = 16, 40
 

@@ -21,8 +21,8 @@ from .runstate import RunState
 from .weights import ParamSet
 
 if TYPE_CHECKING:
-    from .ingest import Row
     from .model import Model
+    from .records import Row
 
 
 _ROWS_NAMED = 5
