@@ -68,7 +68,7 @@ def run_demo(
         say(f"An older run in {output_dir} is replaced.")
     model = Model.from_pretrained(EMBEDDED)
     what = "the documentation of this package" if folder is None else str(folder)
-    say(f"Base model: {model.config.num_parameters / 1e6:.1f} million weights, trained on children's stories and old books.")
+    say(f"Base model: {model.config.num_parameters / 1e6:.1f} million weights, trained on children's stories, two old books and speeches.")
     say(f"Documents: {what}, {len(train)} passages to learn and {len(held_out)} held out.")
     before = _standing(model, held_out)
     args = settings(output_dir, steps=steps)
@@ -140,7 +140,7 @@ def passages(text: str, size: int) -> list[str]:
             pieces[-1] += "\n\n" + paragraph
         else:
             # at the last white space that fits, inside of a word only where there is none
-            pieces += re.findall(rf"(?s)\S.{{0,{size - 1}}}(?!\S)|\S{{{size}}}", paragraph)
+            pieces += re.findall(rf"(?s)\S(?:.{{0,{size - 2}}}\S)?(?!\S)|\S{{{size}}}", paragraph)
     return pieces
 
 
