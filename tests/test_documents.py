@@ -128,6 +128,7 @@ ENCODINGS = [
     ("utf-16", "Grüße — 你好\n"),
     ("utf-16-be", "\ufeffGrüße\n"),
     ("utf-32", "Grüße\n"),
+    ("utf-32-be", "\ufeffGrüße\n"),
     ("cp1252", "Grüße — “quoted”\n"),
     ("latin-1", "undefined in 1252: \x81\x9d é\n"),
 ]

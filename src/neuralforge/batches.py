@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from . import chat
-from .config import OVERFLOWS
 from .errors import ConfigError, DataError, OverflowRowError
 from .ingest import shuffled
 from .records import Row
@@ -97,16 +96,12 @@ class Batch:
         targets: (T,) int32 id to be predicted at each place, -1 where nothing is trained.
         positions: (T,) int32 position within the document.
         bounds: (S+1,) int32, document s is tokens[bounds[s]:bounds[s+1]].
-        rows: (S) index of each document's example.
-        sources: (S) source of each document.
     """
 
     tokens: IntArray
     targets: IntArray
     positions: IntArray
     bounds: IntArray
-    rows: tuple[int, ...]
-    sources: tuple[str, ...]
 
     @property
     def trained_tokens(self) -> int:
@@ -139,8 +134,6 @@ def encode_rows(
         DataError: a row cannot be encoded or has nothing to train, or no row is left; with the row's source.
         TokenizerError: the tokenizer has no EOS.
     """
-    if on_overflow not in OVERFLOWS:
-        raise ConfigError(f"on_overflow={on_overflow!r}: must be one of {', '.join(OVERFLOWS)}")
     if max_length < 2:
         raise ConfigError(f"max_length={max_length}: must be at least 2 tokens")
     whole = [_encode(row, i, tokenizer, template, completion_only_loss) for i, row in enumerate(rows)]
@@ -244,8 +237,6 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
         targets=np.concatenate(targets),
         positions=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
         bounds=np.cumsum([0, *sizes], dtype=np.int32),
-        rows=tuple(int(i) for i in indices),
-        sources=tuple(example.source for example in chosen),
     )
 
 

@@ -226,5 +226,5 @@ def _tiny() -> tuple[Any, Any]:
     tokens = np.array([3, 14, 15, 9, 2, 6, 5, 20, 7, 1], np.int32)
     targets = np.array([14, 15, 9, 2, -1, 5, 20, 7, 1, 8], np.int32)
     positions = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], np.int32)
-    batch = Batch(tokens, targets, positions, np.array([0, 5, 10], np.int32), (0, 1), ("self-test", "self-test"))
+    batch = Batch(tokens, targets, positions, np.array([0, 5, 10], np.int32))
     return cpu.open(config, weights, train="full", max_tokens=10), batch

@@ -24,30 +24,47 @@ log = logging.getLogger("neuralforge")
 
 Skip = tuple[str, str]  # (source, reason)
 
+KINDS = ".txt, .md, .jsonl, .csv, .html or .pdf"  # what errors advise; _READERS has all
+
+
+# the mark of UTF-32 begins with that of UTF-16
+_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+def _unreadable(label: str, error: OSError) -> DataError:
+    return DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE)
+
 
 def _bytes(path: Path, label: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE) from error
+        raise _unreadable(label, error) from error
 
 
 def read_text(path: Path, label: str) -> str:
-    """Content of a text file: UTF-8, or UTF-16 and -32 by their byte-order mark, else Windows-1252; lines end in LF."""
+    """Content of a text file: UTF-8, or UTF-16 and -32 by their byte-order mark, else Windows-1252; lines end in LF.
+
+    Raises:
+        DataError: the file cannot be read, has zero bytes, or is not in the encoding that its mark says.
+    """
     data = _bytes(path, label)
-    marks = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
-    if not encoding.startswith("utf-16") and encoding != "utf-32" and b"\0" in data[:8192]:
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    if encoding.startswith("utf-8") and b"\0" in data[:8192]:
         raise DataError(f"{label}: holds zero bytes, so it is no text", hint="save UTF-16 text as UTF-8; other files: remove")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            place = f"byte {error.start}"
-            raise DataError(
-                f"{label}: damaged {encoding.removesuffix('-sig').upper()} at {place}: {error.reason}",
-                hint="save it again as UTF-8",
-            ) from error
+            name = encoding.removesuffix("-sig").upper()
+            reason = f"damaged {name} at byte {error.start}: {error.reason}"
+            raise DataError(f"{label}: {reason}", hint="save it again as UTF-8") from error
         text = _western(data)
         log.warning("%s: not UTF-8, read as Windows-1252", label)
     return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
@@ -73,7 +90,7 @@ def _read_json(path: Path, label: str) -> Iterator[Row]:
     """JSON and JSON Lines alike, told apart by content: many files have the other one's name."""
     text = read_text(path, label)
     if not text.strip():
-        raise DataError(f"{label}: holds no rows", hint=ACCEPTED)
+        return
     if text.lstrip().startswith("{") and (path.suffix.lower() != ".json" or _is_json_lines(text)):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
@@ -240,7 +257,7 @@ def _read_tokens(path: Path, label: str) -> Iterator[Row]:
             )
         yield Row({"input_ids": np.memmap(path, dtype="<u2", mode="r")}, label)
     except OSError as error:
-        raise DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE) from error
+        raise _unreadable(label, error) from error
 
 
 Reader = Callable[[Path, str], Iterator[Row | Skip]]
@@ -269,15 +286,14 @@ def read_file(path: Path, label: str) -> list[Row | Skip]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE) from error
+        raise _unreadable(label, error) from error
     if not stat.S_ISREG(mode):
-        raise DataError(
-            f"{label}: " + ("the folder cannot be opened" if stat.S_ISDIR(mode) else "is not a regular file"), hint=UNREADABLE
-        )
+        reason = "the folder cannot be opened" if stat.S_ISDIR(mode) else "is not a regular file"
+        raise DataError(f"{label}: {reason}", hint=UNREADABLE)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         kind = path.suffix[1:].lower() or "a file without extension"
-        raise DataError(f"{label}: {kind} is not read yet", hint="save it as .txt, .md, .jsonl, .csv, .html or .pdf")
+        raise DataError(f"{label}: {kind} is not read yet", hint=f"save it as {KINDS}")
     rows = list(reader(path, label))
     if not rows:
         raise DataError(f"{label}: holds no rows", hint=ACCEPTED)

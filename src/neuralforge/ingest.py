@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .documents import Skip, read_file, read_text
+from .documents import KINDS, Skip, read_file, read_text
 from .errors import ConfigError, DataError
 from .records import ACCEPTED, Row, clean, from_record, kind_of
 
@@ -114,7 +114,7 @@ class Dataset:
         if not data:
             reasons = "; ".join(f"{source}: {reason}" for source, reason in data.skipped[:3])
             more = f"; and {len(data.skipped) - 3} more" if len(data.skipped) > 3 else ""
-            hint = "put .txt, .md, .jsonl, .csv, .html or .pdf files there"
+            hint = f"put {KINDS} files there"
             raise DataError(f"{root}: no usable file" + (f": {reasons}{more}" if reasons else ""), hint=hint)
         return data
 
