@@ -49,7 +49,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _shown(value: object) -> str:
-    from .report import visible
+    from .history import visible
 
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
@@ -144,7 +144,7 @@ def _checkpoint(path: Path) -> Facts:
 
 def _run(path: Path) -> Facts:
     from . import checkpoint
-    from .report import history, read_events
+    from .history import history, read_events
 
     run = history(read_events(path / "events.jsonl"))
     evals = [e.loss for e in run.evals]

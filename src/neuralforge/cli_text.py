@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,21 +69,15 @@ def _generate(options: argparse.Namespace) -> int:
         model.load_adapter(_adapter_folder(Path(o.adapter)))
     prompt = o.prompt if o.chat is None else [{"role": "user", "content": o.chat}]
     started = time.perf_counter()
-    written = 0
+    pieces = _pieces(model, prompt, sampling, max_tokens=o.max_tokens, stop=o.stop)
     if o.ndjson:
-        for i, text in _echo(model, model.encode_prompt(prompt)):
-            _emit_token(i, text)
-    for ids, text in _pieces(model, prompt, sampling, max_tokens=o.max_tokens, stop=o.stop):
-        written += len(ids)
-        if not o.ndjson:
-            console.out(text, end="")
-        # text that was held back, a character of several tokens for one, comes with the last of them
-        for i in ids if o.ndjson else ():
-            _emit_token(i, text if i is ids[-1] else "")
-    milliseconds = 1000 * (time.perf_counter() - started)
-    if o.ndjson:
+        _emit_tokens(_echo(model, model.encode_prompt(prompt)))
+        written = _emit_tokens(_spread(pieces))
+        milliseconds = 1000 * (time.perf_counter() - started)
         console.emit("generate_done", {"tokens": written, "total_ms": milliseconds}, {"total_ms": "%.1f"})
     else:
+        for _, text in pieces:
+            console.out(text, end="")
         console.out("")
     return 0
 
@@ -93,8 +87,30 @@ def _adapter_folder(path: Path) -> Path:
     return path / "adapter" if not (path / "adapter_config.json").exists() and (path / "adapter").is_dir() else path
 
 
-def _emit_token(token_id: int, text: str) -> None:
-    console.emit("token", {"token_id": token_id, "text": text})
+def _emit_tokens(tokens: Iterable[tuple[int, str]]) -> int:
+    """One message for each token; returns their number."""
+    count = 0
+    for token_id, text in tokens:
+        console.emit("token", {"token_id": token_id, "text": text})
+        count += 1
+    return count
+
+
+def _spread(pieces: Iterable[tuple[list[int], str]]) -> Iterator[tuple[int, str]]:
+    """Single ids, the text of several at the last of them; text that comes after the last id belongs to it too."""
+    ids: list[int] = []
+    text = ""
+    for fresh, piece in pieces:
+        if fresh:
+            yield from _at_the_last(ids, text)
+            ids, text = fresh, ""
+        text += piece
+    yield from _at_the_last(ids, text)
+
+
+def _at_the_last(ids: list[int], text: str) -> Iterator[tuple[int, str]]:
+    for left, token_id in enumerate(ids, 1 - len(ids)):
+        yield token_id, text if left == 0 else ""
 
 
 def _echo(model: Model, prompt: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -136,8 +152,8 @@ def _pieces(
 def _tokenize(options: argparse.Namespace) -> int:
     import numpy as np
 
+    from .documents import read_text
     from .files import write_atomic
-    from .ingest import read_text
 
     source, target = Path(options.input), Path(options.output)
     tokenizer = _tokenizer(options)
