@@ -19,11 +19,11 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .documents import KINDS, Skip, read_file, read_text
+from .documents import KINDS, Skip, read_file
 from .errors import ConfigError, DataError
 from .records import ACCEPTED, Row, clean, from_record, kind_of
 
-__all__ = ["Dataset", "Row", "Split", "read_text", "shuffled"]
+__all__ = ["Dataset", "Row", "Split", "shuffled"]
 
 log = logging.getLogger("neuralforge")
 
