@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuralforge import chat
 from neuralforge.batches import (
     Encoded,
     Example,
@@ -27,6 +26,7 @@ from neuralforge.batches import (
 )
 from neuralforge.errors import ConfigError, DataError, OverflowRowError
 from neuralforge.ingest import Dataset
+from neuralforge.templates import template_for
 from neuralforge.tokenizer import Tokenizer
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -50,7 +50,7 @@ def byte_tokenizer(folder: Path) -> Tokenizer:
 
 with tempfile.TemporaryDirectory() as folder:
     TOKENIZER = byte_tokenizer(Path(folder))
-TEMPLATE = chat.template_for(TOKENIZER)
+TEMPLATE = template_for(TOKENIZER)
 
 
 def encode(records: list[dict[str, object]], max_length: int = 1000, **options: object) -> Encoded:
@@ -306,9 +306,9 @@ def test_total_steps(micro: int, accumulation: int, epochs: float, max_steps: in
 def test_real_rows(name: str) -> None:
     tokenizer = Tokenizer.from_file(DATA / "tokenizers" / "llama2" / "tokenizer.model")
     data = Dataset.from_path(DATA / "instruct" / name)
-    encoded = encode_rows(data, tokenizer, chat.template_for(tokenizer), max_length=512, on_overflow="split")
+    encoded = encode_rows(data, tokenizer, template_for(tokenizer), max_length=512, on_overflow="split")
     assert encoded.counts.rows == len(data)
-    whole = encode_rows(data, tokenizer, chat.template_for(tokenizer), max_length=1 << 20)
+    whole = encode_rows(data, tokenizer, template_for(tokenizer), max_length=1 << 20)
     assert encoded.counts.trained_tokens == whole.counts.trained_tokens
     for example in whole.examples:
         assert example.ids.tolist().count(tokenizer.bos_id) == 1

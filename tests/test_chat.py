@@ -17,15 +17,13 @@ from hypothesis import strategies as st
 
 from neuralforge.bpe import byte_letters
 from neuralforge.chat import (
-    BUILT_IN,
-    ChatTemplate,
     encode_completion,
     encode_messages,
     encode_text,
     prompt_ids,
-    template_for,
 )
 from neuralforge.errors import DataError, TokenizerError
+from neuralforge.templates import BUILT_IN, ChatTemplate, template_for
 from neuralforge.tokenizer import Tokenizer
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -19,6 +19,7 @@ from . import chat
 from .errors import ConfigError, DataError, OverflowRowError
 from .ingest import shuffled
 from .records import Row
+from .templates import ChatTemplate
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -112,7 +113,7 @@ class Batch:
 def encode_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
-    template: chat.ChatTemplate,
+    template: ChatTemplate,
     *,
     max_length: int,
     completion_only_loss: bool = True,
@@ -170,7 +171,7 @@ def _overflow(longest: Example, count: int, total: int, max_length: int) -> Over
     )
 
 
-def _encode(row: Row, index: int, tokenizer: Tokenizer, template: chat.ChatTemplate, completion_only: bool) -> Example:
+def _encode(row: Row, index: int, tokenizer: Tokenizer, template: ChatTemplate, completion_only: bool) -> Example:
     """The whole row as one example."""
     ids, mask = _ids_and_mask(row, tokenizer, template)
     array, trained = np.asarray(ids), np.array(mask, np.bool_)
@@ -190,7 +191,7 @@ def _encode(row: Row, index: int, tokenizer: Tokenizer, template: chat.ChatTempl
 
 
 def _ids_and_mask(
-    row: Row, tokenizer: Tokenizer, template: chat.ChatTemplate
+    row: Row, tokenizer: Tokenizer, template: ChatTemplate
 ) -> tuple[Sequence[int] | npt.NDArray[np.integer], Sequence[bool] | BoolArray]:
     data = row.data
     if "messages" in data:

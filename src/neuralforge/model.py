@@ -15,6 +15,7 @@ from .errors import ConfigError, DataError, TokenizerError
 from .formats import peft
 from .formats.peft import Adapter
 from .lora import base_fingerprint
+from .templates import ChatTemplate, template_for
 from .tokenizer import MAIN_FILES, Tokenizer
 from .weights import F32Array
 
@@ -110,8 +111,8 @@ class Model:
         return self._tokenizer
 
     @cached_property
-    def template(self) -> chat.ChatTemplate:
-        return chat.template_for(self.tokenizer)
+    def template(self) -> ChatTemplate:
+        return template_for(self.tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
