@@ -291,6 +291,63 @@ def test_cached_logits_equal_whole() -> None:
     assert relative(np.concatenate(pieces), whole) < 1e-5
 
 
+# One narrow product is off by 2^-9 (bf16) or 1/254 (int8) of its largest factor; a few layers of them, and the softmax.
+NARROW = {"bf16": (0.03, 0.05), "int8": (0.12, 0.2)}
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_weights_are_close_to_float32(dtype: str) -> None:
+    """Logits, cached logits, loss and gradient; tokens and targets in every document of a packed stream."""
+    limit, logit_limit = NARROW[dtype]
+    weights, s = random_weights(TINY), stream([37, 5, 90], TINY.vocab_size)
+    exact, narrow = (cpu.open(TINY, weights, train="lora", lora=ALL, max_tokens=132, dtype=d) for d in ("f32", dtype))
+    fill(exact)
+    fill(narrow)
+    loss, expected = narrow.loss_and_grads(s)[0], exact.loss_and_grads(s)[0]
+    assert loss == pytest.approx(expected, rel=0.01)
+    assert narrow.loss(s)[0] == loss
+    error = np.linalg.norm(narrow.grads.flat - exact.grads.flat) / np.linalg.norm(exact.grads.flat)
+    assert 0 < error < limit
+    whole = narrow.logits(s.tokens[:50])
+    assert relative(whole, exact.logits(s.tokens[:50])) < logit_limit
+    cache = narrow.new_cache(50)
+    one_by_one = np.concatenate([narrow.logits(s.tokens[i : i + 1], cache) for i in range(50)])
+    assert relative(one_by_one, whole) < 2e-2  # another order of sums can round an activation the other way
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_threads_give_the_same_bytes(dtype: str) -> None:
+    weights, s = random_weights(TINY), stream([150, 70, 130], TINY.vocab_size)
+    results = set()
+    for threads in (1, 2, 5):
+        session = cpu.open(TINY, weights, train="lora", lora=ALL, max_tokens=350, threads=threads, dtype=dtype)
+        fill(session)
+        loss, _ = session.loss_and_grads(s)
+        results.add((loss, session.grads.flat.tobytes(), session.logits(s.tokens[:40]).tobytes()))
+    assert len(results) == 1
+
+
+def test_bf16_file_is_used_as_it_lies() -> None:
+    """Weights stored as bf16 give the same bytes as the same values stored as float32."""
+    wide = random_weights(TINY)
+    stored = {}
+    for name, t in wide.items():
+        bits = t.data.view(np.uint32) >> 16
+        stored[name] = Tensor(name, "BF16", bits.astype(np.uint16), "memory")
+        wide[name] = dataclasses.replace(t, data=stored[name].float32())
+    tokens = stream([40], TINY.vocab_size).tokens
+    a, b = (cpu.open(TINY, w, dtype="bf16").logits(tokens) for w in (wide, stored))
+    assert a.tobytes() == b.tobytes()
+    stored["model.layers.0.mlp.up_proj.weight"].data[1, 2] = 0x7FC0
+    with pytest.raises(ModelError, match=r"up_proj.weight has the value nan at \(1, 2\)"):
+        cpu.open(TINY, stored, dtype="bf16")
+
+
+def test_all_weights_are_trained_in_float32() -> None:
+    with pytest.raises(ConfigError, match="training of all weights is in f32"):
+        cpu.open(TINY, random_weights(TINY), train="full", dtype="bf16")
+
+
 def test_nan_weight_is_named() -> None:
     weights = random_weights(TINY)
     name = "model.layers.1.mlp.up_proj.weight"

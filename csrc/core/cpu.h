@@ -13,6 +13,13 @@ typedef enum nf_isa {
 /* The best instruction set that this machine can run. */
 nf_isa nf_cpu_isa(void);
 
+/* Instructions for narrow products, beside those of NF_ISA_AVX512. */
+typedef struct nf_cpu_dot {
+    int bf16; /* vdpbf16ps */
+    int int8; /* vpdpbusd */
+} nf_cpu_dot;
+nf_cpu_dot nf_cpu_dots(void);
+
 /* "base", "avx2" or "avx512". */
 const char *nf_isa_name(nf_isa isa);
 

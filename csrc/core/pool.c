@@ -29,10 +29,10 @@ struct nf_pool {
     nf_task task;
     void *context;
     int64_t count;
-    atomic_llong next;       /* first task nobody has taken */
-    atomic_ullong round;     /* counts loops; a change wakes the workers */
-    atomic_int busy;         /* workers that have not finished the current loop */
-    atomic_int sleepers;     /* workers waiting on `wake` */
+    atomic_llong next;   /* first task nobody has taken */
+    atomic_ullong round; /* counts loops; a change wakes the workers */
+    atomic_int busy;     /* workers that have not finished the current loop */
+    atomic_int sleepers; /* workers waiting on `wake` */
     atomic_int stop;
     pthread_mutex_t lock;
     pthread_cond_t wake;

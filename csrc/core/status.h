@@ -23,10 +23,10 @@ nf_status nf_fail(nf_status code, const char *format, ...) NF_PRINTF(2, 3);
 /* The message of this thread's last failure; never NULL, valid until the next failure on this thread. */
 const char *nf_last_error(void);
 
-#define NF_TRY(expression)                                                                                             \
-    do {                                                                                                               \
-        nf_status nf_try_status_ = (expression);                                                                       \
-        if (nf_try_status_ != NF_OK) return nf_try_status_;                                                            \
+#define NF_TRY(expression)                                                                                                     \
+    do {                                                                                                                       \
+        nf_status nf_try_status_ = (expression);                                                                               \
+        if (nf_try_status_ != NF_OK) return nf_try_status_;                                                                    \
     } while (0)
 
 #endif

@@ -135,8 +135,7 @@ static void attention_backward(nf_engine *e, const stream *s, block *b, int down
     if (b->q_norm.d_gain) {
         int64_t d = c->head_dim;
         add_partials(e, b->q_norm.d_gain, j.tiles, d);
-        for (int64_t i = 0; i < j.tiles; i++)
-            e->kernels->add_scaled(b->k_norm.d_gain, e->partial + (j.tiles + i) * d, 1.0f, d);
+        for (int64_t i = 0; i < j.tiles; i++) e->kernels->add_scaled(b->k_norm.d_gain, e->partial + (j.tiles + i) * d, 1.0f, d);
     }
     renormalise(e, s, &b->attn_norm, a->x);
     nf_project_backward(e, qkv, 3, (float *const[]){e->d_q, e->d_k, e->d_v}, e->normed, down_to_input ? e->d_normed : NULL, s);

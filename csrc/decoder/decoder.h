@@ -13,7 +13,7 @@
 /* B T C H K D F V L of the papers, spelled out. */
 typedef struct nf_shape {
     int64_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab;
-    int64_t rotary; /* leading values of each head that are rotated, even */
+    int64_t rotary;      /* leading values of each head that are rotated, even */
     int32_t interleaved; /* pairs (2i, 2i+1) instead of (i, i + rotary/2) */
     float rope_factor;   /* multiplies cos and sin (longrope); 1 otherwise */
     int32_t qk_norm;     /* an RMSNorm on each q and k head before the rotation */
@@ -26,8 +26,20 @@ typedef enum nf_mode { NF_MODE_INFER = 0, NF_MODE_LORA = 1, NF_MODE_FULL = 2 } n
 /* Weights, in the order of a forward pass.  Matrices are (out, in) row-major. */
 typedef enum nf_slot {
     NF_EMBED, /* (vocab, hidden) */
-    NF_ATTN_NORM, NF_Q, NF_K, NF_V, NF_Q_BIAS, NF_K_BIAS, NF_V_BIAS, NF_Q_NORM, NF_K_NORM, NF_O,
-    NF_FFN_NORM, NF_GATE, NF_UP, NF_DOWN,
+    NF_ATTN_NORM,
+    NF_Q,
+    NF_K,
+    NF_V,
+    NF_Q_BIAS,
+    NF_K_BIAS,
+    NF_V_BIAS,
+    NF_Q_NORM,
+    NF_K_NORM,
+    NF_O,
+    NF_FFN_NORM,
+    NF_GATE,
+    NF_UP,
+    NF_DOWN,
     NF_FINAL_NORM,
     NF_HEAD, /* (vocab, hidden); left unset when tied to NF_EMBED */
     NF_SLOT_COUNT
@@ -44,6 +56,9 @@ void nf_engine_free(nf_engine *engine);
    to in NF_MODE_FULL (NULL otherwise). A slot that is not set is absent: no bias, no q/k norm, tied head. */
 nf_status nf_engine_set(nf_engine *engine, nf_slot slot, int64_t layer, const float *weight, float *gradient);
 
+/* Give a frozen matrix in a narrow form: bf16 bits, or with `scale` (out,) int8 rows; see kernels/linear.h. */
+nf_status nf_engine_set_narrow(nf_engine *engine, nf_slot slot, int64_t layer, const void *weight, const float *scale);
+
 /* Give a low-rank pair of a matrix slot: a (r, in), b (out, r); y += scale * B A dropout(x).
    d_a, d_b: gradients, added to in NF_MODE_LORA (NULL otherwise). */
 nf_status nf_engine_set_lora(nf_engine *engine, nf_slot slot, int64_t layer, int64_t r, float scale, float dropout,
@@ -53,16 +68,16 @@ nf_status nf_engine_set_lora(nf_engine *engine, nf_slot slot, int64_t layer, int
 nf_status nf_engine_reserve(nf_engine *engine, nf_mode mode, int64_t max_tokens);
 
 /* Bytes that nf_engine_reserve would allocate for this shape, with `lora_width` = sum of r over one layer's pairs. */
-int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int64_t max_tokens, int64_t lora_width, int threads);
+int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, int64_t max_tokens, int64_t lora_width,
+                              int threads);
 
 /* One micro-step on a flat stream of T tokens.
    targets: id to be predicted at each place, -1 where none is; positions: rotary position; bounds: (documents+1) places
    where documents begin, bounds[0] = 0, bounds[documents] = T.
    loss: sum of -log p over the trained places; counted: how many they are.
    backward != 0 adds the gradients of that sum (not in NF_MODE_INFER).  seed decides the dropout mask and is not used without backward. */
-nf_status nf_engine_step(nf_engine *engine, const int32_t *tokens, const int32_t *targets, const int32_t *positions,
-                         int64_t T, const int32_t *bounds, int64_t documents, int backward, uint64_t seed, double *loss,
-                         int64_t *counted);
+nf_status nf_engine_step(nf_engine *engine, const int32_t *tokens, const int32_t *targets, const int32_t *positions, int64_t T,
+                         const int32_t *bounds, int64_t documents, int backward, uint64_t seed, double *loss, int64_t *counted);
 
 /* Key-value cache of one sequence of at most `capacity` tokens. */
 nf_status nf_cache_new(nf_cache **out, const nf_engine *engine, int64_t capacity);

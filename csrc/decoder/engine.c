@@ -18,7 +18,8 @@ static nf_status check_shape(const nf_shape *c) {
         if (sizes[i] < 1 || sizes[i] > INT32_MAX)
             return nf_fail(NF_ERR_ARGUMENT, "%s=%lld: out of range", names[i], (long long)sizes[i]);
     if (c->heads % c->kv_heads)
-        return nf_fail(NF_ERR_ARGUMENT, "heads=%lld is no multiple of kv_heads=%lld", (long long)c->heads, (long long)c->kv_heads);
+        return nf_fail(NF_ERR_ARGUMENT, "heads=%lld is no multiple of kv_heads=%lld", (long long)c->heads,
+                       (long long)c->kv_heads);
     if (c->rotary < 0 || c->rotary > c->head_dim || c->rotary % 2)
         return nf_fail(NF_ERR_ARGUMENT, "rotary=%lld: must be even and at most head_dim=%lld", (long long)c->rotary,
                        (long long)c->head_dim);
@@ -68,15 +69,54 @@ void nf_engine_free(nf_engine *e) {
 
 static int projection_of(nf_slot slot) {
     switch (slot) {
-        case NF_Q: case NF_Q_BIAS: return P_Q;
-        case NF_K: case NF_K_BIAS: return P_K;
-        case NF_V: case NF_V_BIAS: return P_V;
-        case NF_O: return P_O;
-        case NF_GATE: return P_GATE;
-        case NF_UP: return P_UP;
-        case NF_DOWN: return P_DOWN;
-        default: return -1;
+    case NF_Q:
+    case NF_Q_BIAS:
+        return P_Q;
+    case NF_K:
+    case NF_K_BIAS:
+        return P_K;
+    case NF_V:
+    case NF_V_BIAS:
+        return P_V;
+    case NF_O:
+        return P_O;
+    case NF_GATE:
+        return P_GATE;
+    case NF_UP:
+        return P_UP;
+    case NF_DOWN:
+        return P_DOWN;
+    default:
+        return -1;
     }
+}
+
+/* The matrix of a slot, NULL if it has none. */
+static nf_linear *matrix_of(nf_engine *e, nf_slot slot, int64_t layer) {
+    if (slot == NF_EMBED) return &e->embed;
+    if (slot == NF_HEAD) return &e->head;
+    int which = slot == NF_Q_BIAS || slot == NF_K_BIAS || slot == NF_V_BIAS ? -1 : projection_of(slot);
+    return which < 0 ? NULL : &e->blocks[layer].p[which].base;
+}
+
+static void set_matrix(nf_engine *e, nf_slot slot, int64_t layer, nf_linear_kind kind, const void *w, const float *scale) {
+    nf_linear *l = matrix_of(e, slot, layer);
+    int64_t out = e->shape.vocab, in = e->shape.hidden;
+    if (slot != NF_EMBED && slot != NF_HEAD) projection_shape(&e->shape, projection_of(slot), &out, &in);
+    const float *bias = l->bias;
+    *l = nf_linear_of(kind, out, in, w, scale);
+    l->bias = bias;
+    e->narrow |= kind != NF_LINEAR_F32;
+}
+
+nf_status nf_engine_set_narrow(nf_engine *e, nf_slot slot, int64_t layer, const void *weight, const float *scale) {
+    int per_layer = slot > NF_EMBED && slot < NF_FINAL_NORM;
+    if (slot < 0 || slot >= NF_SLOT_COUNT || (per_layer && (layer < 0 || layer >= e->shape.layers)) ||
+        !matrix_of(e, slot, layer))
+        return nf_fail(NF_ERR_ARGUMENT, "no matrix of slot %d in layer %lld", (int)slot, (long long)layer);
+    set_matrix(e, slot, layer, scale ? NF_LINEAR_INT8 : NF_LINEAR_BF16, weight, scale);
+    if (per_layer) e->blocks[layer].p[projection_of(slot)].key = (int32_t)(layer * P_COUNT + projection_of(slot));
+    return NF_OK;
 }
 
 nf_status nf_engine_set(nf_engine *e, nf_slot slot, int64_t layer, const float *weight, float *gradient) {
@@ -87,38 +127,49 @@ nf_status nf_engine_set(nf_engine *e, nf_slot slot, int64_t layer, const float *
     block *b = per_layer ? &e->blocks[layer] : NULL;
     norm given = {weight, gradient};
     switch (slot) {
-        case NF_EMBED:
-            e->embed = (nf_linear){NF_LINEAR_F32, c->vocab, c->hidden, weight, NULL};
-            e->d_embed = gradient;
-            return NF_OK;
-        case NF_HEAD:
-            e->head = (nf_linear){NF_LINEAR_F32, c->vocab, c->hidden, weight, NULL};
-            e->d_head = gradient;
-            return NF_OK;
-        case NF_ATTN_NORM: b->attn_norm = given; return NF_OK;
-        case NF_FFN_NORM: b->ffn_norm = given; return NF_OK;
-        case NF_Q_NORM: b->q_norm = given; return NF_OK;
-        case NF_K_NORM: b->k_norm = given; return NF_OK;
-        case NF_FINAL_NORM: e->final_norm = given; return NF_OK;
-        case NF_Q_BIAS: case NF_K_BIAS: case NF_V_BIAS:
-            b->p[which].base.bias = weight;
-            b->p[which].d_bias = gradient;
-            return NF_OK;
-        default: break;
+    case NF_EMBED:
+        set_matrix(e, slot, 0, NF_LINEAR_F32, weight, NULL);
+        e->d_embed = gradient;
+        return NF_OK;
+    case NF_HEAD:
+        set_matrix(e, slot, 0, NF_LINEAR_F32, weight, NULL);
+        e->d_head = gradient;
+        return NF_OK;
+    case NF_ATTN_NORM:
+        b->attn_norm = given;
+        return NF_OK;
+    case NF_FFN_NORM:
+        b->ffn_norm = given;
+        return NF_OK;
+    case NF_Q_NORM:
+        b->q_norm = given;
+        return NF_OK;
+    case NF_K_NORM:
+        b->k_norm = given;
+        return NF_OK;
+    case NF_FINAL_NORM:
+        e->final_norm = given;
+        return NF_OK;
+    case NF_Q_BIAS:
+    case NF_K_BIAS:
+    case NF_V_BIAS:
+        b->p[which].base.bias = weight;
+        b->p[which].d_bias = gradient;
+        return NF_OK;
+    default:
+        break;
     }
-    nf_linear *l = &b->p[which].base;
-    projection_shape(c, which, &l->out, &l->in);
-    l->kind = NF_LINEAR_F32;
-    l->w = weight;
+    set_matrix(e, slot, layer, NF_LINEAR_F32, weight, NULL);
     b->p[which].d_weight = gradient;
     b->p[which].key = (int32_t)(layer * P_COUNT + which);
     return NF_OK;
 }
 
-nf_status nf_engine_set_lora(nf_engine *e, nf_slot slot, int64_t layer, int64_t r, float scale, float dropout,
-                             const float *a, const float *b, float *d_a, float *d_b) {
+nf_status nf_engine_set_lora(nf_engine *e, nf_slot slot, int64_t layer, int64_t r, float scale, float dropout, const float *a,
+                             const float *b, float *d_a, float *d_b) {
     int which = projection_of(slot);
-    if (which < 0 || slot == NF_Q_BIAS || slot == NF_K_BIAS || slot == NF_V_BIAS || layer < 0 || layer >= e->shape.layers || r < 1)
+    if (which < 0 || slot == NF_Q_BIAS || slot == NF_K_BIAS || slot == NF_V_BIAS || layer < 0 || layer >= e->shape.layers ||
+        r < 1)
         return nf_fail(NF_ERR_ARGUMENT, "no low-rank pair of rank %lld for slot %d in layer %lld", (long long)r, (int)slot,
                        (long long)layer);
     projection *p = &e->blocks[layer].p[which];
@@ -173,6 +224,11 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     e->attention_scratch = floats(a, workers * nf_attention_scratch(c->head_dim));
     e->worker_floats = dropout ? (T > widest ? T : widest) * 128 : 0; /* rows x input, or T x columns of a gradient */
     e->worker_scratch = floats(a, workers * e->worker_floats);
+    int64_t prepared = e->narrow ? nf_operand_bytes(T, widest) : 0;
+    e->input = take(a, prepared, 1);
+    for (int i = 0; i < 3; i++) e->d_output[i] = take(a, training ? prepared : 0, 1);
+    e->product_bytes = e->narrow ? (nf_linear_scratch(widest) + 63) / 64 * 64 : 0;
+    e->product_scratch = take(a, workers * e->product_bytes, 1);
     e->entropy_scratch = floats(a, nf_cross_entropy_scratch(T, D, c->vocab, workers, e->mode == NF_MODE_FULL));
 
     int64_t sets = training ? c->layers : 1;
@@ -195,8 +251,9 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     e->partial = floats(a, nf_tiles(T, ROW_TILE) * (D > 2 * c->head_dim ? D : 2 * c->head_dim));
 }
 
-int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int64_t max_tokens, int64_t lora_width, int threads) {
-    nf_engine e = {.shape = *shape, .mode = mode, .max_tokens = max_tokens};
+int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, int64_t max_tokens, int64_t lora_width,
+                              int threads) {
+    nf_engine e = {.shape = *shape, .mode = mode, .narrow = narrow, .max_tokens = max_tokens};
     arena counting = {0};
     place_all(&e, &counting, lora_width, 0, threads);
     return (int64_t)counting.used;
@@ -206,9 +263,11 @@ static nf_status check_complete(const nf_engine *e) {
     if (!e->embed.w || !e->final_norm.gain) return nf_fail(NF_ERR_STATE, "embedding or final norm is not set");
     for (int64_t i = 0; i < e->shape.layers; i++) {
         const block *b = &e->blocks[i];
-        if (!b->attn_norm.gain || !b->ffn_norm.gain) return nf_fail(NF_ERR_STATE, "a norm of layer %lld is not set", (long long)i);
+        if (!b->attn_norm.gain || !b->ffn_norm.gain)
+            return nf_fail(NF_ERR_STATE, "a norm of layer %lld is not set", (long long)i);
         if (e->shape.qk_norm != (b->q_norm.gain && b->k_norm.gain))
-            return nf_fail(NF_ERR_STATE, "q and k norm of layer %lld do not fit qk_norm=%d", (long long)i, (int)e->shape.qk_norm);
+            return nf_fail(NF_ERR_STATE, "q and k norm of layer %lld do not fit qk_norm=%d", (long long)i,
+                           (int)e->shape.qk_norm);
         for (int p = 0; p < P_COUNT; p++)
             if (!b->p[p].base.w) return nf_fail(NF_ERR_STATE, "matrix %d of layer %lld is not set", p, (long long)i);
     }
@@ -217,7 +276,8 @@ static nf_status check_complete(const nf_engine *e) {
 
 nf_status nf_engine_reserve(nf_engine *e, nf_mode mode, int64_t max_tokens) {
     NF_TRY(check_complete(e));
-    if (max_tokens < 1 || max_tokens > 1 << 24) return nf_fail(NF_ERR_ARGUMENT, "max_tokens=%lld: out of range", (long long)max_tokens);
+    if (max_tokens < 1 || max_tokens > 1 << 24)
+        return nf_fail(NF_ERR_ARGUMENT, "max_tokens=%lld: out of range", (long long)max_tokens);
     int64_t lora_width = 0, dropout = 0;
     for (int64_t i = 0; i < e->shape.layers; i++) {
         int64_t width = 0;
@@ -228,6 +288,7 @@ nf_status nf_engine_reserve(nf_engine *e, nf_mode mode, int64_t max_tokens) {
         lora_width = width > lora_width ? width : lora_width;
     }
     e->mode = mode, e->max_tokens = max_tokens;
+    if (mode == NF_MODE_FULL && e->narrow) return nf_fail(NF_ERR_STATE, "narrow weights cannot be trained");
     if (!e->head.w) {
         e->head = e->embed;
         e->d_head = e->d_embed;
@@ -259,7 +320,8 @@ static void pick_rows(void *context, int64_t index, int worker) {
     int64_t D = e->shape.hidden;
     (void)worker;
     for (int64_t i = index * ROW_TILE, end = nf_min(i + ROW_TILE, j->n); i < end; i++)
-        e->kernels->rmsnorm_forward(e->picked + i * D, D, e->x + e->picked_at[i] * D, D, e->final_norm.gain, 1, D, e->shape.eps);
+        e->kernels->rmsnorm_forward(e->picked + i * D, D, e->x + e->picked_at[i] * D, D, e->final_norm.gain, 1, D,
+                                    e->shape.eps);
 }
 
 /* Turn the rows of e->x that were picked into their gradients; the caller clears the others. */
@@ -346,7 +408,8 @@ nf_status nf_cache_new(nf_cache **out, const nf_engine *e, int64_t capacity) {
     cache->k = malloc(size), cache->v = malloc(size);
     if (!cache->k || !cache->v) {
         nf_cache_free(cache);
-        return nf_fail(NF_ERR_MEMORY, "no memory for a cache of %lld tokens (%.1f MB)", (long long)capacity, 2.0 * (double)size / 1e6);
+        return nf_fail(NF_ERR_MEMORY, "no memory for a cache of %lld tokens (%.1f MB)", (long long)capacity,
+                       2.0 * (double)size / 1e6);
     }
     *out = cache;
     return NF_OK;
@@ -380,6 +443,8 @@ static void infer_piece(nf_engine *e, nf_cache *cache, const int32_t *tokens, in
     for (int64_t i = 0; i < wanted; i++) e->picked_at[i] = (int32_t)(T - wanted + i);
     nf_pool_run(e->pool, nf_tiles(wanted, ROW_TILE), pick_rows, &j);
     projection head = {.base = e->head}, *heads[] = {&head};
+    s.T = wanted;
+    if (e->narrow) nf_project_prepare(e, heads, 1, &s, e->picked);
     nf_project(e, heads, 1, (float *const[]){logits}, e->picked, NULL, wanted);
 }
 

@@ -31,13 +31,13 @@ typedef struct norm {
 
 /* What the forward pass leaves for the backward pass, one set per layer in training and one in all in inference. */
 typedef struct activations {
-    float *x;        /* (T, hidden) input of the block */
-    float *q, *k, *v; /* (T, heads*d), (T, kv_heads*d) x2, after norm and rotation */
+    float *x;             /* (T, hidden) input of the block */
+    float *q, *k, *v;     /* (T, heads*d), (T, kv_heads*d) x2, after norm and rotation */
     float *q_raw, *k_raw; /* before the q/k norm; NULL without one */
-    float *attended; /* (T, heads*d) */
-    float *lse;      /* (T, heads) */
-    float *middle;   /* (T, hidden) after the attention's residual */
-    float *gate, *up; /* (T, ffn) */
+    float *attended;      /* (T, heads*d) */
+    float *lse;           /* (T, heads) */
+    float *middle;        /* (T, hidden) after the attention's residual */
+    float *gate, *up;     /* (T, ffn) */
 } activations;
 
 typedef struct block {
@@ -60,10 +60,10 @@ struct nf_engine {
     float *arena;
 
     /* scratch in the arena, all (T, ...) of the current call */
-    float *x;                 /* residual stream in, later its gradient */
-    float *cosine, *sine;     /* (T, rotary/2) */
-    float *normed;            /* (T, hidden) */
-    float *acted;             /* (T, ffn): silu(gate) * up */
+    float *x;             /* residual stream in, later its gradient */
+    float *cosine, *sine; /* (T, rotary/2) */
+    float *normed;        /* (T, hidden) */
+    float *acted;         /* (T, ffn): silu(gate) * up */
     float *d_q, *d_k, *d_v, *d_attended;
     float *d_gate, *d_up, *d_normed;
     float *d_h;               /* (T, 3 * max r) */
@@ -73,7 +73,11 @@ struct nf_engine {
     int32_t *picked_at, *picked_target;
     nf_span *spans;
     float *attention_scratch, *entropy_scratch, *worker_scratch;
-    int64_t worker_floats; /* of worker_scratch, for each worker */
+    int64_t worker_floats;     /* of worker_scratch, for each worker */
+    int narrow;                /* some weight is not float32 */
+    void *input, *d_output[3]; /* prepared operands of the current projections */
+    char *product_scratch;
+    int64_t product_bytes; /* of product_scratch, for each worker */
 };
 
 /* What one pass works on. */
@@ -106,9 +110,13 @@ void nf_backward(nf_engine *e, const stream *s);
 
 /* projection.c */
 
-/* Before a group of projections that read the same rows: h = A dropout(x) of each.  Rows [row, row+rows). */
-void nf_lora_down(nf_engine *e, projection *const *p, int n, const stream *s, const float *x, int64_t row, int64_t rows,
-                  float *scratch);
+/* Before a group of projections that read the same x: h = A dropout(x) of each, and x as the weights want it, for the
+   rows [row, row+rows). */
+void nf_project_rows(nf_engine *e, projection *const *p, int n, const stream *s, const float *x, int64_t row, int64_t rows,
+                     int worker);
+
+/* The same for all rows, in a loop of its own. */
+void nf_project_prepare(nf_engine *e, projection *const *p, int n, const stream *s, const float *x);
 
 /* y[i] = x W_i^T + bias_i + scale_i h_i B_i^T (+ residual, which may be NULL), all tiles of n projections in one loop. */
 void nf_project(nf_engine *e, projection *const *p, int n, float *const *y, const float *x, const float *residual, int64_t T);

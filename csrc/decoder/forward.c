@@ -34,7 +34,7 @@ static void norm_and_lora(const job *j, const norm *n, const float *x, projectio
     nf_engine *e = j->e;
     int64_t D = e->shape.hidden;
     e->kernels->rmsnorm_forward(e->normed + row * D, D, x + row * D, D, n->gain, rows, D, e->shape.eps);
-    nf_lora_down(e, p, count, j->s, e->normed, row, rows, e->worker_scratch + worker * e->worker_floats);
+    nf_project_rows(e, p, count, j->s, e->normed, row, rows, worker);
 }
 
 static void attention_norm_rows(void *context, int64_t index, int worker) {
@@ -71,14 +71,6 @@ static void rotate_rows(void *context, int64_t index, int worker) {
     memcpy(j->s->cache->v + at, a->v + row * K, (size_t)(rows * K) * sizeof(float));
 }
 
-static void output_lora_rows(void *context, int64_t index, int worker) {
-    const job *j = context;
-    projection *o[] = {&j->b->p[P_O]};
-    int64_t row = index * ROW_TILE;
-    nf_lora_down(j->e, o, 1, j->s, j->act->attended, row, nf_min(ROW_TILE, j->s->T - row),
-                 j->e->worker_scratch + worker * j->e->worker_floats);
-}
-
 static void ffn_norm_rows(void *context, int64_t index, int worker) {
     const job *j = context;
     projection *gate_up[] = {&j->b->p[P_GATE], &j->b->p[P_UP]};
@@ -92,7 +84,7 @@ static void swiglu_rows(void *context, int64_t index, int worker) {
     projection *down[] = {&j->b->p[P_DOWN]};
     int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), F = e->shape.ffn;
     e->kernels->swiglu_forward(e->acted + row * F, j->act->gate + row * F, j->act->up + row * F, rows * F);
-    nf_lora_down(e, down, 1, j->s, e->acted, row, rows, e->worker_scratch + worker * e->worker_floats);
+    nf_project_rows(e, down, 1, j->s, e->acted, row, rows, worker);
 }
 
 static void forward_block(nf_engine *e, const stream *s, int64_t layer) {
@@ -112,7 +104,7 @@ static void forward_block(nf_engine *e, const stream *s, int64_t layer) {
     int64_t cached = s->cache ? layer * s->cache->capacity * s->cache->width : 0;
     nf_attention_forward(e->pool, e->kernels, &attention, a->attended, s->keep ? a->lse : NULL, a->q,
                          s->cache ? s->cache->k + cached : a->k, s->cache ? s->cache->v + cached : a->v, e->attention_scratch);
-    if (b->p[P_O].r) nf_pool_run(e->pool, row_tiles, output_lora_rows, &j);
+    if (b->p[P_O].r || e->narrow) nf_project_prepare(e, o, 1, s, a->attended);
     nf_project(e, o, 1, (float *const[]){a->middle}, a->attended, e->x, s->T);
 
     nf_pool_run(e->pool, row_tiles, ffn_norm_rows, &j);

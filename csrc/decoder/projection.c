@@ -30,10 +30,10 @@ typedef struct job {
     const stream *s;
     int n;
     int64_t T, cols[4];
-    float *const *y;     /* outputs, or their gradients in the backward pass */
+    float *const *y; /* outputs, or their gradients in the backward pass */
     const float *x, *residual;
     float *d_x;
-    float *d_h[4];       /* (T, r) of each projection */
+    float *d_h[4]; /* (T, r) of each projection */
 } job;
 
 /* -------- dropout: the mask is a function of (seed, projection, element), so nothing is stored -------- */
@@ -48,7 +48,8 @@ static uint32_t mix(uint32_t h) {
 
 /* out = x where kept, scaled by 1/(1-p), else 0; element (t, i) of a (T, in) matrix. */
 static void drop(float *out, const float *x, const projection *p, uint64_t seed, int64_t t, int64_t i0, int64_t n) {
-    uint32_t limit = (uint32_t)(p->dropout * 4294967296.0), key = mix((uint32_t)seed ^ mix((uint32_t)(seed >> 32) + (uint32_t)p->key));
+    uint32_t limit = (uint32_t)(p->dropout * 4294967296.0),
+             key = mix((uint32_t)seed ^ mix((uint32_t)(seed >> 32) + (uint32_t)p->key));
     uint32_t row = mix(key ^ (uint32_t)t);
     float keep = 1.0f / (1.0f - p->dropout);
     for (int64_t i = 0; i < n; i++) out[i] = mix(row + (uint32_t)(i0 + i)) >= limit ? x[i] * keep : 0.0f;
@@ -58,9 +59,9 @@ static int drops(const projection *p, const stream *s) { return s->dropout && p-
 
 /* -------- forward -------- */
 
-void nf_lora_down(nf_engine *e, projection *const *p, int n, const stream *s, const float *x, int64_t row, int64_t rows,
-                  float *scratch) {
-    (void)e;
+void nf_project_rows(nf_engine *e, projection *const *p, int n, const stream *s, const float *x, int64_t row, int64_t rows,
+                     int worker) {
+    float *scratch = e->worker_scratch + worker * e->worker_floats;
     for (int i = 0; i < n; i++) {
         if (p[i]->r == 0) continue;
         int64_t in = p[i]->base.in, r = p[i]->r;
@@ -71,6 +72,19 @@ void nf_lora_down(nf_engine *e, projection *const *p, int n, const stream *s, co
         }
         nf_matmul(0, 1, rows, r, in, 1.0f, from, in, p[i]->a, in, 0.0f, p[i]->h + row * r, r);
     }
+    nf_operand a = nf_operand_in(e->input, x, p[0]->base.in, s->T, p[0]->base.in);
+    nf_linear_prepare(&p[0]->base, &a, row, rows);
+}
+
+static void prepare_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t row = index * ROW_TILE;
+    nf_project_rows(j->e, j->p, j->n, j->s, j->x, row, nf_min(ROW_TILE, j->T - row), worker);
+}
+
+void nf_project_prepare(nf_engine *e, projection *const *p, int n, const stream *s, const float *x) {
+    job j = {.e = e, .p = p, .s = s, .n = n, .T = s->T, .x = x};
+    nf_pool_run(e->pool, nf_tiles(s->T, ROW_TILE), prepare_rows, &j);
 }
 
 static void project_tile(void *context, int64_t index, int worker) {
@@ -79,11 +93,12 @@ static void project_tile(void *context, int64_t index, int worker) {
     const projection *p = j->p[at.which];
     int64_t out = p->base.out, in = p->base.in;
     float *y = j->y[at.which] + at.row * out + at.col;
-    (void)worker;
+    nf_operand x = nf_operand_in(j->e->input, j->x, in, j->T, in);
     if (j->residual)
         for (int64_t t = 0; t < at.rows; t++)
             memcpy(y + t * out, j->residual + (at.row + t) * out + at.col, (size_t)at.cols * sizeof *y);
-    nf_linear_tile(&p->base, y, out, j->x + at.row * in, in, at.rows, at.col, at.col + at.cols, j->residual ? 1.0f : 0.0f);
+    nf_linear_tile(&p->base, y, out, &x, at.row, at.rows, at.col, at.col + at.cols, j->residual ? 1.0f : 0.0f,
+                   j->e->product_scratch + worker * j->e->product_bytes);
     if (p->base.bias)
         for (int64_t t = 0; t < at.rows; t++) j->e->kernels->add_scaled(y + t * out, p->base.bias + at.col, 1.0f, at.cols);
     if (p->r)
@@ -99,13 +114,20 @@ void nf_project(nf_engine *e, projection *const *p, int n, float *const *y, cons
 
 /* -------- backward -------- */
 
-/* d_h = scale * d_y B for some rows of every pair. */
-static void lora_up_backward(void *context, int64_t index, int worker) {
+static nf_operand gradient_of(const job *j, int i) {
+    int64_t out = j->p[i]->base.out;
+    return nf_operand_in(j->e->d_output[i], j->y[i], out, j->T, out);
+}
+
+/* For some rows: d_h = scale * d_y B of every pair, and d_y as the weights want it. */
+static void output_rows(void *context, int64_t index, int worker) {
     const job *j = context;
     int64_t row = index * LORA_ROWS, rows = nf_min(LORA_ROWS, j->T - row);
     (void)worker;
     for (int i = 0; i < j->n; i++) {
         const projection *p = j->p[i];
+        nf_operand d_y = gradient_of(j, i);
+        if (j->d_x) nf_linear_prepare_gradient(&p->base, &d_y, 0, row, rows);
         if (p->r == 0) continue;
         nf_matmul(0, 0, rows, p->r, p->base.out, p->scale, j->y[i] + row * p->base.out, p->base.out, p->b, p->r, 0.0f,
                   j->d_h[i] + row * p->r, p->r);
@@ -119,8 +141,9 @@ static void input_tile(void *context, int64_t index, int worker) {
     float *d_x = j->d_x + at.row * in + at.col, beta = 0.0f, *d_a_x = NULL;
     for (int i = 0; i < j->n; i++) {
         const projection *p = j->p[i];
-        nf_linear_tile_input(&p->base, d_x, in, j->y[i] + at.row * p->base.out, p->base.out, at.rows, 0, p->base.out, at.col,
-                             at.col + at.cols, beta);
+        nf_operand d_y = gradient_of(j, i);
+        nf_linear_tile_input(&p->base, d_x, in, &d_y, at.row, at.rows, 0, at.col, at.col + at.cols, beta,
+                             j->e->product_scratch + worker * j->e->product_bytes);
         beta = 1.0f;
         if (p->r == 0) continue;
         const float *d_h = j->d_h[i] + at.row * p->r;
@@ -197,10 +220,8 @@ void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const
         if (p[i]->r) lora_tiles += nf_tiles(p[i]->base.in, GRAD_COLS) + nf_tiles(p[i]->base.out, GRAD_COLS);
         if (p[i]->d_weight) weight_tiles += count_tiles(p[i]->base.out, p[i]->base.in);
     }
-    if (lora_tiles) {
-        nf_pool_run(e->pool, nf_tiles(s->T, LORA_ROWS), lora_up_backward, &j);
-        nf_pool_run(e->pool, lora_tiles, lora_gradients, &j);
-    }
+    if (lora_tiles || e->narrow) nf_pool_run(e->pool, nf_tiles(s->T, LORA_ROWS), output_rows, &j);
+    if (lora_tiles) nf_pool_run(e->pool, lora_tiles, lora_gradients, &j);
     if (weight_tiles) nf_pool_run(e->pool, weight_tiles, weight_gradients, &j);
     if (!d_x) return;
     j.cols[0] = p[0]->base.in;

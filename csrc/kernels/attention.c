@@ -100,10 +100,20 @@ static void backward_group(void *context, int64_t index, int worker) {
         }
 }
 
-void nf_attention_backward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *d_q, float *d_k,
-                           float *d_v, const float *d_out, const float *out, const float *lse, const float *q,
-                           const float *k, const float *v, float *scratch) {
-    job j = {.kernels = kernels, .a = a,     .d_q = d_q,     .d_k = d_k,       .d_v = d_v,       .q = q,
-             .k = k,             .v = v,     .d_out = d_out, .fixed_out = out, .fixed_lse = lse, .scratch = scratch};
+void nf_attention_backward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *d_q, float *d_k, float *d_v,
+                           const float *d_out, const float *out, const float *lse, const float *q, const float *k,
+                           const float *v, float *scratch) {
+    job j = {.kernels = kernels,
+             .a = a,
+             .d_q = d_q,
+             .d_k = d_k,
+             .d_v = d_v,
+             .q = q,
+             .k = k,
+             .v = v,
+             .d_out = d_out,
+             .fixed_out = out,
+             .fixed_lse = lse,
+             .scratch = scratch};
     nf_pool_run(pool, a->n_spans * a->kv_heads, backward_group, &j);
 }

@@ -30,8 +30,8 @@ void nf_attention_forward(nf_pool *pool, const nf_kernels *kernels, const nf_att
                           const float *q, const float *k, const float *v, float *scratch);
 
 /* d_q, d_k, d_v are written (not added to).  q_len must equal kv_len in every span. */
-void nf_attention_backward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *d_q, float *d_k,
-                           float *d_v, const float *d_out, const float *out, const float *lse, const float *q,
-                           const float *k, const float *v, float *scratch);
+void nf_attention_backward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *d_q, float *d_k, float *d_v,
+                           const float *d_out, const float *out, const float *lse, const float *q, const float *k,
+                           const float *v, float *scratch);
 
 #endif

@@ -23,6 +23,14 @@ static int64_t stripes_of(int64_t n, int64_t V) {
     return wanted < 1 ? 1 : min64(wanted, chunks);
 }
 
+static int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* What one worker needs for its products: prepared rows of x, prepared logits, scratch. */
+static int64_t worker_bytes(int64_t D) {
+    return align(nf_operand_bytes(ROWS, D)) + align(nf_operand_bytes(ROWS, CHUNK)) +
+           align(nf_linear_scratch(D > CHUNK ? D : CHUNK));
+}
+
 typedef struct job {
     const nf_kernels *kernels;
     const nf_linear *head;
@@ -30,6 +38,7 @@ typedef struct job {
     const int32_t *targets;
     int64_t n, stripes, block, block_size;
     float *losses, *d_x, *d_w, *logits;
+    char *workers; /* worker_bytes of each */
     float *part_x; /* (stripes, n, D): sum over the stripe of exp(logit - m) * W[v] */
     float *m, *l;  /* (stripes, n): running maximum and sum */
     float *target; /* (n,): the logit of the target */
@@ -43,11 +52,16 @@ static void stripe_forward(void *context, int64_t index, int worker) {
     float *m = j->m + stripe * j->n + row, *l = j->l + stripe * j->n + row;
     float *acc = j->part_x ? j->part_x + (stripe * j->n + row) * D : NULL, *logits = j->logits + (int64_t)worker * ROWS * CHUNK;
     float correction[ROWS];
+    char *memory = j->workers + worker * worker_bytes(D);
+    nf_operand x = nf_operand_in(memory, j->x + row * D, D, ROWS, D);
+    nf_operand p = nf_operand_in(memory + align(nf_operand_bytes(ROWS, D)), logits, CHUNK, ROWS, CHUNK);
+    void *scratch = memory + align(nf_operand_bytes(ROWS, D)) + align(nf_operand_bytes(ROWS, CHUNK));
+    nf_linear_prepare(head, &x, 0, rows);
     for (int64_t t = 0; t < rows; t++) m[t] = -INFINITY, l[t] = 0.0f;
     if (acc) memset(acc, 0, (size_t)(rows * D) * sizeof *acc);
     for (int64_t v = stripe * per, end = min64(V, v + per); v < end; v += CHUNK) {
         int64_t cols = min64(CHUNK, end - v);
-        nf_linear_tile(head, logits, CHUNK, j->x + row * D, D, rows, v, v + cols, 0.0f);
+        nf_linear_tile(head, logits, CHUNK, &x, 0, rows, v, v + cols, 0.0f, scratch);
         for (int64_t t = 0; t < rows; t++) {
             int64_t target = j->targets[row + t] - v;
             if (target >= 0 && target < cols) j->target[row + t] = logits[t * CHUNK + target];
@@ -56,7 +70,9 @@ static void stripe_forward(void *context, int64_t index, int worker) {
         if (!acc) continue;
         for (int64_t t = 0; t < rows; t++)
             if (correction[t] != 1.0f) j->kernels->scale(acc + t * D, correction[t], D);
-        nf_linear_tile_input(head, acc, D, logits, CHUNK, rows, v, v + cols, 0, D, 1.0f);
+        p.width = cols;
+        nf_linear_prepare_gradient(head, &p, v, 0, rows);
+        nf_linear_tile_input(head, acc, D, &p, 0, rows, v, 0, D, 1.0f, scratch);
     }
 }
 
@@ -84,8 +100,9 @@ static void block_probabilities(void *context, int64_t index, int worker) {
     int64_t chunks = tiles_of(j->block_size, CHUNK), row = index / chunks * ROWS, rows = min64(ROWS, j->n - row);
     int64_t col = index % chunks * CHUNK, cols = min64(CHUNK, j->block_size - col), v = j->block + col, D = j->head->in;
     float *p = j->logits + row * BLOCK + col;
+    nf_operand x = {.x = j->x, .ld = D, .width = D}; /* a trained head is float32: nothing to prepare */
     (void)worker;
-    nf_linear_tile(j->head, p, BLOCK, j->x + row * D, D, rows, v, v + cols, 0.0f);
+    nf_linear_tile(j->head, p, BLOCK, &x, row, rows, v, v + cols, 0.0f, NULL);
     j->kernels->softmax_again(p, BLOCK, rows, cols, 1.0f, cols, 0, j->m + row);
     for (int64_t t = 0; t < rows; t++) j->kernels->scale(p + t * BLOCK, 1.0f / j->l[row + t], cols);
 }
@@ -96,8 +113,8 @@ static void block_gradients(void *context, int64_t index, int worker) {
     int64_t D = j->head->in, col = index * COLUMNS, cols = min64(COLUMNS, D - col), v = j->block;
     (void)worker;
     nf_matmul(1, 0, j->block_size, cols, j->n, 1.0f, j->logits, BLOCK, j->x + col, D, 1.0f, j->d_w + v * D + col, D);
-    nf_linear_tile_input(j->head, j->d_x + col, D, j->logits, BLOCK, j->n, v, v + j->block_size, col, col + cols,
-                         v > 0 ? 1.0f : 0.0f);
+    nf_operand p = {.x = j->logits, .ld = BLOCK, .width = j->block_size};
+    nf_linear_tile_input(j->head, j->d_x + col, D, &p, 0, j->n, v, col, col + cols, v > 0 ? 1.0f : 0.0f, NULL);
 }
 
 /* The target's share of the gradients comes last: a one among thousands of small probabilities would cost them digits. */
@@ -118,11 +135,12 @@ int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, i
         most = size > most ? size : most;
     }
     int64_t logits = trained ? n * BLOCK : 0, tile = (int64_t)workers * ROWS * CHUNK;
-    return most + n + D + (logits > tile ? logits : tile);
+    int64_t bytes = workers * worker_bytes(D) + 64;
+    return most + n + D + (logits > tile ? logits : tile) + bytes / (int64_t)sizeof(float);
 }
 
-void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear *head, const float *x,
-                      const int32_t *targets, int64_t n, float *losses, float *d_x, float *d_w, float *scratch) {
+void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear *head, const float *x, const int32_t *targets,
+                      int64_t n, float *losses, float *d_x, float *d_w, float *scratch) {
     if (n == 0) return;
     int64_t D = head->in, stripes = stripes_of(n, head->out);
     job j = {.kernels = kernels, .head = head, .x = x, .targets = targets, .n = n, .stripes = stripes, .losses = losses};
@@ -131,6 +149,8 @@ void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear 
     float *row = j.target + n;
     j.logits = row + D;
     if (d_x && !d_w) j.part_x = j.logits, j.logits += stripes * n * D;
+    int64_t logits = d_w ? n * BLOCK : 0, tile = (int64_t)nf_pool_threads(pool) * ROWS * CHUNK;
+    j.workers = (char *)(((uintptr_t)(j.logits + (logits > tile ? logits : tile)) + 63) / 64 * 64);
     nf_pool_run(pool, tiles_of(n, ROWS) * stripes, stripe_forward, &j);
     nf_pool_run(pool, n, join_row, &j);
     for (j.block = 0; d_w && j.block < head->out; j.block += BLOCK) {

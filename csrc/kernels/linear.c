@@ -1,24 +1,113 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "linear.h"
 
-#include <assert.h>
 #include <string.h>
 
+#include "../core/cpu.h"
 #include "matmul.h"
+#include "narrow.h"
 
-void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t rows, int64_t o0,
-                    int64_t o1, float beta) {
-    assert(l->kind == NF_LINEAR_F32);
-    nf_matmul(0, 1, rows, o1 - o0, l->in, 1.0f, x, ldx, l->w + o0 * l->in, l->in, beta, y, ldy);
+enum { WIDEN_ROWS = 32 }; /* rows of a narrow weight that are turned into float32 at a time */
+
+nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale) {
+    nf_cpu_dot has = nf_cpu_dots();
+    nf_linear l = {.kind = kind, .out = out, .in = in, .w = w, .scale = scale};
+    l.narrow = (kind == NF_LINEAR_BF16 && has.bf16) || (kind == NF_LINEAR_INT8 && has.int8);
+    return l;
 }
 
-void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const float *dy, int64_t lddy, int64_t rows,
-                          int64_t o0, int64_t o1, int64_t i0, int64_t i1, float beta) {
-    assert(l->kind == NF_LINEAR_F32);
-    nf_matmul(0, 0, rows, i1 - i0, o1 - o0, 1.0f, dy, lddy, l->w + o0 * l->in + i0, l->in, beta, dx, lddx);
+/* -------- operands -------- */
+
+static int64_t scale_bytes(int64_t rows) { return (rows * (int64_t)sizeof(float) + 63) / 64 * 64; }
+
+int64_t nf_operand_bytes(int64_t rows, int64_t width) {
+    return scale_bytes(rows) + rows * nf_narrow_stride(width) * (int64_t)sizeof(uint16_t);
 }
 
-void nf_linear_row(const nf_linear *l, float *row, int64_t index) {
-    assert(l->kind == NF_LINEAR_F32);
-    memcpy(row, l->w + index * l->in, (size_t)l->in * sizeof *row);
+nf_operand nf_operand_in(void *memory, const float *x, int64_t ld, int64_t rows, int64_t width) {
+    return (nf_operand){x, ld, width, (char *)memory + scale_bytes(rows), memory};
 }
+
+static void *row_of(const nf_linear *l, const nf_operand *a, int64_t row) {
+    int64_t size = l->kind == NF_LINEAR_BF16 ? 2 : 1;
+    return (char *)a->prepared + row * nf_narrow_stride(a->width) * size;
+}
+
+static void prepare(const nf_linear *l, const nf_operand *a, const float *factor, int64_t row, int64_t rows) {
+    if (!l->narrow) return;
+    if (l->kind == NF_LINEAR_BF16)
+        nf_bf16_prepare(row_of(l, a, row), a->x + row * a->ld, a->ld, rows, a->width);
+    else
+        nf_int8_prepare(row_of(l, a, row), a->scale + row, a->x + row * a->ld, a->ld, factor, rows, a->width);
+}
+
+void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int64_t rows) { prepare(l, a, NULL, row, rows); }
+
+void nf_linear_prepare_gradient(const nf_linear *l, const nf_operand *a, int64_t o0, int64_t row, int64_t rows) {
+    prepare(l, a, l->scale ? l->scale + o0 : NULL, row, rows);
+}
+
+/* -------- products -------- */
+
+static float from_bf16(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+/* out (n,) = W[o, i0 : i0+n] as float32. */
+static void widen(const nf_linear *l, float *out, int64_t o, int64_t i0, int64_t n) {
+    if (l->kind == NF_LINEAR_F32) {
+        memcpy(out, (const float *)l->w + o * l->in + i0, (size_t)n * sizeof *out);
+    } else if (l->kind == NF_LINEAR_BF16) {
+        const uint16_t *w = (const uint16_t *)l->w + o * l->in + i0;
+        for (int64_t i = 0; i < n; i++) out[i] = from_bf16(w[i]);
+    } else {
+        const int8_t *w = (const int8_t *)l->w + o * l->in + i0;
+        for (int64_t i = 0; i < n; i++) out[i] = (float)w[i] * l->scale[o];
+    }
+}
+
+int64_t nf_linear_scratch(int64_t width) {
+    int64_t panel = nf_narrow_scratch(width), widened = WIDEN_ROWS * width * (int64_t)sizeof(float);
+    return panel > widened ? panel : widened;
+}
+
+void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows, int64_t o0,
+                    int64_t o1, float beta, void *scratch) {
+    const float *from = x->x + row * x->ld;
+    if (l->kind == NF_LINEAR_F32) {
+        nf_matmul(0, 1, rows, o1 - o0, l->in, 1.0f, from, x->ld, (const float *)l->w + o0 * l->in, l->in, beta, y, ldy);
+    } else if (l->narrow) {
+        nf_narrow n = {l->w, l->scale, l->in};
+        nf_narrow_forward(&n, y, ldy, row_of(l, x, row), x->scale + row, rows, o0, o1, beta, scratch);
+    } else {
+        for (int64_t o = o0; o < o1; o += WIDEN_ROWS) {
+            int64_t cols = o1 - o < WIDEN_ROWS ? o1 - o : WIDEN_ROWS;
+            for (int64_t c = 0; c < cols; c++) widen(l, (float *)scratch + c * l->in, o + c, 0, l->in);
+            nf_matmul(0, 1, rows, cols, l->in, 1.0f, from, x->ld, scratch, l->in, beta, y + (o - o0), ldy);
+        }
+    }
+}
+
+void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
+                          int64_t o0, int64_t i0, int64_t i1, float beta, void *scratch) {
+    const float *from = dy->x + row * dy->ld;
+    int64_t n = i1 - i0;
+    if (l->kind == NF_LINEAR_F32) {
+        const float *w = (const float *)l->w + o0 * l->in + i0;
+        nf_matmul(0, 0, rows, n, dy->width, 1.0f, from, dy->ld, w, l->in, beta, dx, lddx);
+    } else if (l->narrow) {
+        nf_narrow w = {l->w, l->scale, l->in};
+        nf_narrow_input(&w, dx, lddx, row_of(l, dy, row), dy->scale + row, rows, o0, o0 + dy->width, i0, i1, beta, scratch);
+    } else {
+        for (int64_t o = 0; o < dy->width; o += WIDEN_ROWS, beta = 1.0f) {
+            int64_t count = dy->width - o < WIDEN_ROWS ? dy->width - o : WIDEN_ROWS;
+            for (int64_t c = 0; c < count; c++) widen(l, (float *)scratch + c * n, o0 + o + c, i0, n);
+            nf_matmul(0, 0, rows, n, count, 1.0f, from + o, dy->ld, scratch, n, beta, dx, lddx);
+        }
+    }
+}
+
+void nf_linear_row(const nf_linear *l, float *row, int64_t index) { widen(l, row, index, 0, l->in); }

@@ -7,27 +7,51 @@
 #include <stdint.h>
 
 typedef enum nf_linear_kind {
-    NF_LINEAR_NONE = 0, /* not set */
-    NF_LINEAR_F32 = 1   /* row-major float32, the caller's memory */
+    NF_LINEAR_F32 = 0,  /* float32 */
+    NF_LINEAR_BF16 = 1, /* bf16 bits; activations are rounded to bf16 too where the processor multiplies them */
+    NF_LINEAR_INT8 = 2  /* int8 and a scale for each row; activations int8 with a scale for each token */
 } nf_linear_kind;
 
-/* w: (out, in) float32, owned by the caller; bias: (out,) or NULL. */
+/* w: (out, in) row-major in the form of `kind`, owned by the caller; scale: (out,) of int8; bias: (out,) or NULL. */
 typedef struct nf_linear {
     nf_linear_kind kind;
     int64_t out, in;
-    const float *w;
+    const void *w;
+    const float *scale;
     const float *bias;
+    int narrow; /* the processor multiplies this kind itself; otherwise it is widened to float32, tile by tile */
 } nf_linear;
 
-/* y (rows, o1-o0) = x (rows, in) W[o0:o1]^T + beta * y.  The bias is not added. One thread. */
-void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t rows, int64_t o0,
-                    int64_t o1, float beta);
+nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale);
 
-/* dx (rows, i1-i0) = dy (rows, o1-o0) W[o0:o1, i0:i1] + beta * dx. One thread. */
-void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const float *dy, int64_t lddy, int64_t rows,
-                          int64_t o0, int64_t o1, int64_t i0, int64_t i1, float beta);
+/* Rows of activations, and their prepared form where the kind of weight has one. */
+typedef struct nf_operand {
+    const float *x; /* (rows, width), ld apart */
+    int64_t ld, width;
+    void *prepared;
+    float *scale; /* of the prepared rows of int8 */
+} nf_operand;
 
-/* row (in,) = W[index]. */
+/* Bytes of memory for the prepared form of `rows` rows, whatever the kind. */
+int64_t nf_operand_bytes(int64_t rows, int64_t width);
+nf_operand nf_operand_in(void *memory, const float *x, int64_t ld, int64_t rows, int64_t width);
+
+/* Prepare some rows for products with `l`: of its input, or of the gradient of its outputs [o0, o0 + width). */
+void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int64_t rows);
+void nf_linear_prepare_gradient(const nf_linear *l, const nf_operand *a, int64_t o0, int64_t row, int64_t rows);
+
+/* Scratch bytes that one worker needs for the products below, with weights of up to `width` inputs or outputs. */
+int64_t nf_linear_scratch(int64_t width);
+
+/* y (rows, o1-o0) = x[row : row+rows] W[o0:o1]^T + beta * y, beta 0 or 1.  The bias is not added. One thread. */
+void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows, int64_t o0,
+                    int64_t o1, float beta, void *scratch);
+
+/* dx (rows, i1-i0) = dy[row : row+rows] W[o0 : o0+width, i0:i1] + beta * dx, beta 0 or 1; width is that of dy. One thread. */
+void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
+                          int64_t o0, int64_t i0, int64_t i1, float beta, void *scratch);
+
+/* row (in,) = W[index] as float32. */
 void nf_linear_row(const nf_linear *l, float *row, int64_t index);
 
 #endif

@@ -14,8 +14,8 @@
 #define NF_CBLAS(name) NF_JOIN(BLAS_SYMBOL_PREFIX, cblas_##name)
 #define NF_OPENBLAS(name) NF_JOIN(BLAS_SYMBOL_PREFIX, openblas_##name)
 enum { CblasRowMajor = 101, CblasNoTrans = 111, CblasTrans = 112 };
-void NF_CBLAS(sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
-                     const float *b, int ldb, float beta, float *c, int ldc);
+void NF_CBLAS(sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
+                     int ldb, float beta, float *c, int ldc);
 void NF_CBLAS(sgemv)(int order, int trans, int m, int n, float alpha, const float *a, int lda, const float *x, int incx,
                      float beta, float *y, int incy);
 void NF_OPENBLAS(set_num_threads)(int n);

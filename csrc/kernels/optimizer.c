@@ -28,8 +28,20 @@ static void adamw_piece(void *context, int64_t index, int worker) {
 nf_status nf_adamw(float *p, const float *g, float *m, float *v, int64_t n, int64_t t, double lr, double beta1, double beta2,
                    double eps, double weight_decay, double grad_scale, int threads) {
     if (t < 1) return nf_fail(NF_ERR_ARGUMENT, "step %lld: the first step is 1", (long long)t);
-    job j = {nf_kernels_for(nf_cpu_isa()), p, m, v, g, n, (float)lr, (float)beta1, (float)beta2, (float)eps, (float)weight_decay,
-             (float)(1.0 - pow(beta1, (double)t)), (float)(1.0 - pow(beta2, (double)t)), (float)grad_scale};
+    job j = {nf_kernels_for(nf_cpu_isa()),
+             p,
+             m,
+             v,
+             g,
+             n,
+             (float)lr,
+             (float)beta1,
+             (float)beta2,
+             (float)eps,
+             (float)weight_decay,
+             (float)(1.0 - pow(beta1, (double)t)),
+             (float)(1.0 - pow(beta2, (double)t)),
+             (float)grad_scale};
     int64_t pieces = (n + PIECE - 1) / PIECE;
     nf_pool *pool;
     NF_TRY(nf_pool_new(&pool, pieces < threads ? (pieces > 0 ? (int)pieces : 1) : threads));

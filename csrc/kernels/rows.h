@@ -10,8 +10,8 @@
 
 typedef struct nf_kernels {
     /* RMSNorm (Zhang & Sennrich 2019): out = gain * x / sqrt(mean(x^2) + eps).  x, out: (rows, C) with row strides. */
-    void (*rmsnorm_forward)(float *out, int64_t ldo, const float *x, int64_t ldx, const float *gain, int64_t rows,
-                            int64_t C, float eps);
+    void (*rmsnorm_forward)(float *out, int64_t ldo, const float *x, int64_t ldx, const float *gain, int64_t rows, int64_t C,
+                            float eps);
     /* dx (+)= r * (gain*dy - xhat * mean(gain*dy*xhat));  d_gain += sum over rows of dy*xhat (NULL: not wanted).
        d_x may be d_y when add is 0. */
     void (*rmsnorm_backward)(float *d_x, int64_t lddx, float *d_gain, const float *d_y, int64_t lddy, const float *x,

@@ -77,14 +77,16 @@ NF_INLINE vf vexp(vf x) {
 }
 
 /* Run `body` over [0, n) in vectors; `i` is the place, `k` how many lanes count (NF_W but in the tail). */
-#define NF_LANES(n, body_full, body_some)                                                                              \
-    do {                                                                                                               \
-        int64_t i = 0;                                                                                                 \
-        for (; i + NF_W <= (n); i += NF_W) { body_full }                                                               \
-        if (i < (n)) {                                                                                                 \
-            int64_t k = (n) - i;                                                                                       \
-            body_some                                                                                                  \
-        }                                                                                                              \
+#define NF_LANES(n, body_full, body_some)                                                                                      \
+    do {                                                                                                                       \
+        int64_t i = 0;                                                                                                         \
+        for (; i + NF_W <= (n); i += NF_W) {                                                                                   \
+            body_full                                                                                                          \
+        }                                                                                                                      \
+        if (i < (n)) {                                                                                                         \
+            int64_t k = (n) - i;                                                                                               \
+            body_some                                                                                                          \
+        }                                                                                                                      \
     } while (0)
 
 NF_KERNEL float NF_NAME(dot)(const float *a, const float *b, int64_t n) {
@@ -102,8 +104,8 @@ NF_KERNEL void NF_NAME(add_scaled)(float *y, const float *x, float f, int64_t n)
              , store_some(y + i, load_some(y + i, k) + f * load_some(x + i, k), k););
 }
 
-NF_KERNEL void NF_NAME(rmsnorm_forward)(float *out, int64_t ldo, const float *x, int64_t ldx, const float *gain,
-                                        int64_t rows, int64_t C, float eps) {
+NF_KERNEL void NF_NAME(rmsnorm_forward)(float *out, int64_t ldo, const float *x, int64_t ldx, const float *gain, int64_t rows,
+                                        int64_t C, float eps) {
     for (int64_t t = 0; t < rows; t++, out += ldo, x += ldx) {
         float r = 1.0f / sqrtf(NF_NAME(dot)(x, x, C) / (float)C + eps);
         NF_LANES(C, store(out + i, load(x + i) * r * load(gain + i));
@@ -112,8 +114,8 @@ NF_KERNEL void NF_NAME(rmsnorm_forward)(float *out, int64_t ldo, const float *x,
 }
 
 NF_KERNEL void NF_NAME(rmsnorm_backward)(float *d_x, int64_t lddx, float *d_gain, const float *d_y, int64_t lddy,
-                                         const float *x, int64_t ldx, const float *gain, int64_t rows, int64_t C,
-                                         float eps, int add) {
+                                         const float *x, int64_t ldx, const float *gain, int64_t rows, int64_t C, float eps,
+                                         int add) {
     for (int64_t t = 0; t < rows; t++, d_x += lddx, d_y += lddy, x += ldx) {
         float r = 1.0f / sqrtf(NF_NAME(dot)(x, x, C) / (float)C + eps);
         vf along = {0};
@@ -122,11 +124,11 @@ NF_KERNEL void NF_NAME(rmsnorm_backward)(float *d_x, int64_t lddx, float *d_gain
         float f = sum(along) * r * r * r / (float)C;
         if (d_gain)
             NF_LANES(C, store(d_gain + i, load(d_gain + i) + load(d_y + i) * (load(x + i) * r));
-                     , store_some(d_gain + i, load_some(d_gain + i, k) + load_some(d_y + i, k) * (load_some(x + i, k) * r), k););
-        NF_LANES(
-            C, vf d = r * load(d_y + i) * load(gain + i) - f * load(x + i); store(d_x + i, add ? load(d_x + i) + d : d);
-            , vf d = r * load_some(d_y + i, k) * load_some(gain + i, k) - f * load_some(x + i, k);
-            store_some(d_x + i, add ? load_some(d_x + i, k) + d : d, k););
+                     ,
+                     store_some(d_gain + i, load_some(d_gain + i, k) + load_some(d_y + i, k) * (load_some(x + i, k) * r), k););
+        NF_LANES(C, vf d = r * load(d_y + i) * load(gain + i) - f * load(x + i); store(d_x + i, add ? load(d_x + i) + d : d);
+                 , vf d = r * load_some(d_y + i, k) * load_some(gain + i, k) - f * load_some(x + i, k);
+                 store_some(d_x + i, add ? load_some(d_x + i, k) + d : d, k););
     }
 }
 
@@ -152,15 +154,15 @@ NF_KERNEL void NF_NAME(rope)(float *x, int64_t ldx, const float *cosine, const f
 }
 
 NF_KERNEL void NF_NAME(swiglu_forward)(float *out, const float *gate, const float *up, int64_t n) {
-    NF_LANES(n, vf g = load(gate + i); store(out + i, g / (1.0f + vexp(-g)) * load(up + i));
-             , vf g = load_some(gate + i, k); store_some(out + i, g / (1.0f + vexp(-g)) * load_some(up + i, k), k););
+    NF_LANES(n, vf g = load(gate + i); store(out + i, g / (1.0f + vexp(-g)) * load(up + i));, vf g = load_some(gate + i, k);
+             store_some(out + i, g / (1.0f + vexp(-g)) * load_some(up + i, k), k););
 }
 
 NF_KERNEL void NF_NAME(swiglu_backward)(float *d_gate, float *d_up, const float *d_out, const float *gate, const float *up,
                                         int64_t n) {
-#define NF_SWIGLU(get, put)                                                                                            \
-    vf g = get(gate), d = get(d_out), u = get(up), sigmoid = 1.0f / (1.0f + vexp(-g)), silu = g * sigmoid;             \
-    put(d_up, d * silu);                                                                                               \
+#define NF_SWIGLU(get, put)                                                                                                    \
+    vf g = get(gate), d = get(d_out), u = get(up), sigmoid = 1.0f / (1.0f + vexp(-g)), silu = g * sigmoid;                     \
+    put(d_up, d *silu);                                                                                                        \
     put(d_gate, d * u * (sigmoid + silu * (1.0f - sigmoid)));
 #define NF_GET(p) load(p + i)
 #define NF_PUT(p, v) store(p + i, v)
@@ -183,8 +185,8 @@ NF_INLINE int64_t NF_NAME(seen)(int64_t row, int64_t cols, int64_t visible, int6
 NF_INLINE float NF_NAME(exp_row)(float *s, int64_t n, int64_t cols, float scale, float top) {
     vf total = {0};
     NF_LANES(n, vf e = vexp(load(s + i) * scale - top); store(s + i, e); total += e;
-             , vf e = vexp(load_some(s + i, k) * scale - top); store_some(s + i, e, k);
-             float kept[NF_W] = {0}; store_some(kept, e, k); total += load(kept););
+             , vf e = vexp(load_some(s + i, k) * scale - top); store_some(s + i, e, k); float kept[NF_W] = {0};
+             store_some(kept, e, k); total += load(kept););
     memset(s + n, 0, (size_t)(cols - n) * sizeof *s);
     return sum(total);
 }

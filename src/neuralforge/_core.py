@@ -109,6 +109,20 @@ def sum_of_squares(array: F32) -> float:
     return float(lib.nf_sum_of_squares(_floats(array), array.size))
 
 
+def to_bf16(array: F32) -> npt.NDArray[np.uint16]:
+    """bf16 bits of float32 values, rounded to nearest even."""
+    out = np.empty(array.shape, np.uint16)
+    lib.nf_to_bf16(ffi.cast("uint16_t *", out.ctypes.data), _floats(array), array.size)
+    return out
+
+
+def to_int8(array: F32) -> tuple[npt.NDArray[np.int8], F32]:
+    """(int8 values, (rows,) scales): each row of a matrix divided by its largest magnitude / 127."""
+    out, scale = np.empty(array.shape, np.int8), np.empty(array.shape[0], np.float32)
+    lib.nf_to_int8(ffi.cast("int8_t *", out.ctypes.data), _floats(scale), _floats(array), *array.shape)
+    return out, scale
+
+
 def first_nonfinite(array: F32) -> int | None:
     """Flat index of the first NaN or infinity, or None."""
     index = int(lib.nf_first_nonfinite(_floats(array), array.size))
@@ -136,9 +150,9 @@ class Shape:
         return ffi.new("nf_shape *", {name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
-def arena_bytes(shape: Shape, mode: str, *, max_tokens: int, lora_width: int, threads: int) -> int:
+def arena_bytes(shape: Shape, mode: str, *, narrow: bool, max_tokens: int, lora_width: int, threads: int) -> int:
     """Bytes of activations and scratch that an engine allocates; `lora_width` is the sum of r over one layer's pairs."""
-    return int(lib.nf_engine_arena_bytes(shape.to_c(), MODES[mode], max_tokens, lora_width, threads))
+    return int(lib.nf_engine_arena_bytes(shape.to_c(), MODES[mode], narrow, max_tokens, lora_width, threads))
 
 
 class Cache:
@@ -172,6 +186,14 @@ class Engine:
     def set(self, slot: str, layer: int, weight: F32, gradient: F32 | None = None) -> None:
         self._alive += [weight, gradient]
         _check(lib.nf_engine_set(self.handle, SLOTS[slot], layer, _floats(weight), _floats(gradient)))
+
+    def set_narrow(
+        self, slot: str, layer: int, weight: npt.NDArray[np.uint16] | npt.NDArray[np.int8], scale: F32 | None
+    ) -> None:
+        """A frozen matrix as bf16 bits, or as int8 with a scale for each row."""
+        self._alive += [weight, scale]
+        data = ffi.cast("void *", weight.ctypes.data)
+        _check(lib.nf_engine_set_narrow(self.handle, SLOTS[slot], layer, data, _floats(scale)))
 
     def set_lora(
         self, slot: str, layer: int, *, scale: float, dropout: float, a: F32, b: F32, d_a: F32 | None, d_b: F32 | None

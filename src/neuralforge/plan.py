@@ -161,11 +161,13 @@ def _memory(
     if held_out is not None:
         limits.append(cost.stream_limit(held_out.lengths, args, packing=True))
     stored = sum(t.data.nbytes for t in model.weights.values())
-    copied = 0 if lora is None else sum(4 * t.data.size for t in model.weights.values() if t.dtype != "F32")
+    copied = 0 if lora is None else model.backend.copied_bytes(model.weights, dtype=model.dtype)
     return {
         "weights": stored + copied,
         "training state": 4 * 4 * _trainable(model.config, lora),  # values, gradients and the two moments of AdamW
-        "activations": model.backend.activation_bytes(model.config, lora, max_tokens=max(limits), threads=model.threads),
+        "activations": model.backend.activation_bytes(
+            model.config, lora, max_tokens=max(limits), threads=model.threads, dtype=model.dtype
+        ),
     }
 
 

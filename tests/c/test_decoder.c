@@ -16,14 +16,29 @@ typedef struct model {
 
 static int64_t slot_size(int slot) {
     switch (slot) {
-        case NF_EMBED: case NF_HEAD: return V * D;
-        case NF_Q: case NF_O: return HEADS * HEAD * D;
-        case NF_K: case NF_V: return KV * HEAD * D;
-        case NF_Q_BIAS: return HEADS * HEAD;
-        case NF_K_BIAS: case NF_V_BIAS: return KV * HEAD;
-        case NF_Q_NORM: case NF_K_NORM: return HEAD;
-        case NF_GATE: case NF_UP: case NF_DOWN: return FFN * D;
-        default: return D;
+    case NF_EMBED:
+    case NF_HEAD:
+        return V * D;
+    case NF_Q:
+    case NF_O:
+        return HEADS * HEAD * D;
+    case NF_K:
+    case NF_V:
+        return KV * HEAD * D;
+    case NF_Q_BIAS:
+        return HEADS * HEAD;
+    case NF_K_BIAS:
+    case NF_V_BIAS:
+        return KV * HEAD;
+    case NF_Q_NORM:
+    case NF_K_NORM:
+        return HEAD;
+    case NF_GATE:
+    case NF_UP:
+    case NF_DOWN:
+        return FFN * D;
+    default:
+        return D;
     }
 }
 
@@ -42,13 +57,15 @@ static void build(model *m, nf_mode mode, int threads) {
         for (int l = 0; l < layers_of(slot); l++) {
             uint64_t seed = (uint64_t)(slot * 10 + l + 1);
             float *w = m->weight[slot][l] = new_floats(slot_size(slot), seed);
-            for (int64_t i = 0; i < slot_size(slot); i++) w[i] = w[i] * 0.5f + (slot_size(slot) <= D && slot != NF_Q_BIAS ? 1.0f : 0.0f);
+            for (int64_t i = 0; i < slot_size(slot); i++)
+                w[i] = w[i] * 0.5f + (slot_size(slot) <= D && slot != NF_Q_BIAS ? 1.0f : 0.0f);
             if (mode == NF_MODE_FULL) m->gradient[slot][l] = new_floats(slot_size(slot), 0);
             nf_engine_set(m->engine, (nf_slot)slot, l, w, m->gradient[slot][l]);
             if (mode == NF_MODE_FULL || !has_pair(slot)) continue;
             m->a[slot][l] = new_floats(R * FFN, seed + 500), m->b[slot][l] = new_floats(R * FFN, seed + 700);
             m->d_a[slot][l] = new_floats(R * FFN, 0), m->d_b[slot][l] = new_floats(R * FFN, 0);
-            nf_engine_set_lora(m->engine, (nf_slot)slot, l, R, 0.5f, 0.25f, m->a[slot][l], m->b[slot][l], m->d_a[slot][l], m->d_b[slot][l]);
+            nf_engine_set_lora(m->engine, (nf_slot)slot, l, R, 0.5f, 0.25f, m->a[slot][l], m->b[slot][l], m->d_a[slot][l],
+                               m->d_b[slot][l]);
         }
     check(nf_engine_reserve(m->engine, mode, T) == NF_OK, "reserve");
 }
@@ -144,7 +161,7 @@ static void test_misuse(void) {
     check(nf_engine_set(e, NF_Q, LAYERS, &one, NULL) == NF_ERR_ARGUMENT, nf_last_error());
     check(nf_engine_set_lora(e, NF_EMBED, 0, 4, 1.0f, 0.0f, &one, &one, NULL, NULL) == NF_ERR_ARGUMENT, nf_last_error());
     check(nf_engine_reserve(e, NF_MODE_LORA, 4) == NF_ERR_STATE, nf_last_error());
-    check(nf_engine_arena_bytes(&good, NF_MODE_LORA, 64, 8, 2) > 64 * D * 4, "arena bytes");
+    check(nf_engine_arena_bytes(&good, NF_MODE_LORA, 1, 64, 8, 2) > 64 * D * 4, "arena bytes");
     nf_engine_free(e);
 }
 

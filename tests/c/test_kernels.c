@@ -5,6 +5,7 @@
 
 #include "../../csrc/core/pool.h"
 #include "../../csrc/kernels/attention.h"
+#include "../../csrc/kernels/convert.h"
 #include "../../csrc/kernels/cross_entropy.h"
 #include "../../csrc/kernels/matmul.h"
 #include "../../csrc/kernels/optimizer.h"
@@ -105,8 +106,16 @@ static void test_rope(nf_isa isa) {
         int64_t rows = 3, heads = 2, d = 22, half = 9, n = rows * heads * d; /* partial: 18 of 22 turn */
         float *x = new_floats(n, 7), *cosine = new_floats(rows * half, 8), *sine = new_floats(rows * half, 9);
         float *d_out = new_floats(n, 10);
-        rope_case c = {to_double(x, n), to_double(cosine, rows * half), to_double(sine, rows * half), malloc((size_t)n * 8),
-                       to_double(d_out, n), rows, heads, d, half, interleaved};
+        rope_case c = {to_double(x, n),
+                       to_double(cosine, rows * half),
+                       to_double(sine, rows * half),
+                       malloc((size_t)n * 8),
+                       to_double(d_out, n),
+                       rows,
+                       heads,
+                       d,
+                       half,
+                       interleaved};
         rope_value(&c);
         kernels->rope(x, heads * d, cosine, sine, rows, heads, d, half, interleaved, 1.0f);
         check_close(named(interleaved ? "rope interleaved" : "rope half", isa), x, c.out, n, LIMIT);
@@ -168,7 +177,8 @@ static double attention_value(void *context) {
     return weighted(c->out, c->weights, c->T * c->H * c->d);
 }
 
-static void attention_shape(nf_isa isa, const int64_t *lengths, int64_t documents, int64_t H, int64_t K, int64_t d, int gradients) {
+static void attention_shape(nf_isa isa, const int64_t *lengths, int64_t documents, int64_t H, int64_t K, int64_t d,
+                            int gradients) {
     int64_t T = 0;
     nf_span spans[4];
     for (int64_t i = 0; i < documents; T += lengths[i++]) spans[i] = (nf_span){T, lengths[i], T, lengths[i]};
@@ -176,8 +186,17 @@ static void attention_shape(nf_isa isa, const int64_t *lengths, int64_t document
     float *q = new_floats(nq, 14), *k = new_floats(nk, 15), *v = new_floats(nk, 16), *d_out = new_floats(nq, 17);
     float *out = new_floats(nq, 0), *lse = new_floats(T * H, 0), *d_q = new_floats(nq, 0), *d_k = new_floats(nk, 0);
     float *d_v = new_floats(nk, 0), *scratch = new_floats(2 * nf_attention_scratch(d), 0);
-    attention_case c = {to_double(q, nq), to_double(k, nk), to_double(v, nk), malloc((size_t)nq * 8), to_double(d_out, nq),
-                        lengths, documents, T, H, K, d};
+    attention_case c = {to_double(q, nq),
+                        to_double(k, nk),
+                        to_double(v, nk),
+                        malloc((size_t)nq * 8),
+                        to_double(d_out, nq),
+                        lengths,
+                        documents,
+                        T,
+                        H,
+                        K,
+                        d};
     nf_attention a = {H, K, d, (float)(1.0 / sqrt((double)d)), spans, documents};
     attention_value(&c);
     nf_attention_forward(pool, kernels, &a, out, lse, q, k, v, scratch);
@@ -199,7 +218,7 @@ static void attention_shape(nf_isa isa, const int64_t *lengths, int64_t document
 
 static void test_attention(nf_isa isa) {
     attention_shape(isa, (const int64_t[]){9, 1, 5}, 3, 4, 2, 6, 1);
-    attention_shape(isa, (const int64_t[]){70}, 1, 1, 1, 4, 1);     /* more than one tile of queries */
+    attention_shape(isa, (const int64_t[]){70}, 1, 1, 1, 4, 1);      /* more than one tile of queries */
     attention_shape(isa, (const int64_t[]){300, 20}, 2, 2, 1, 8, 0); /* more than one block of keys */
 }
 
@@ -218,18 +237,20 @@ static double entropy_value(void *context) {
 
 static void entropy_shape(nf_isa isa, int64_t n, int64_t D, int64_t V, int head_differences) {
     float *w = new_floats(V * D, 18), *x = new_floats(n * D, 19), *losses = new_floats(n, 0), *d_x = new_floats(n * D, 0);
-    float *d_w = new_floats(V * D, 0), *scratch = new_floats(nf_cross_entropy_scratch(n, D, V, 2, 1) + nf_cross_entropy_scratch(n, D, V, 2, 0), 0);
+    float *d_w = new_floats(V * D, 0),
+          *scratch = new_floats(nf_cross_entropy_scratch(n, D, V, 2, 1) + nf_cross_entropy_scratch(n, D, V, 2, 0), 0);
     int32_t *targets = malloc((size_t)n * sizeof *targets);
     for (int64_t i = 0; i < n; i++) targets[i] = (int32_t)(i * 7919 % V);
     entropy_case c = {to_double(w, V * D), to_double(x, n * D), targets, n, D, V};
-    nf_linear head = {NF_LINEAR_F32, V, D, w, NULL};
+    nf_linear head = nf_linear_of(NF_LINEAR_F32, V, D, w, NULL);
     double *fx = differences(entropy_value, &c, c.x, n * D), expected = entropy_value(&c);
     for (int trained = 0; trained < 2; trained++) {
         nf_cross_entropy(pool, kernels, &head, x, targets, n, losses, d_x, trained ? d_w : NULL, scratch);
         float total = 0.0f;
         for (int64_t i = 0; i < n; i++) total += losses[i];
         check_close(named("cross-entropy", isa), &total, &expected, 1, LIMIT);
-        check_close(named(trained ? "cross-entropy d_x, trained head" : "cross-entropy d_x, frozen head", isa), d_x, fx, n * D, LIMIT);
+        check_close(named(trained ? "cross-entropy d_x, trained head" : "cross-entropy d_x, frozen head", isa), d_x, fx, n * D,
+                    LIMIT);
     }
     if (head_differences) {
         double *fw = differences(entropy_value, &c, c.w, V * D);
@@ -244,6 +265,109 @@ static void test_cross_entropy(nf_isa isa) {
     entropy_shape(isa, 5, 6, 700, 1);   /* two chunks of the vocabulary */
     entropy_shape(isa, 2, 4, 9000, 0);  /* stripes, and more than one block of a trained head */
     entropy_shape(isa, 130, 2, 600, 0); /* more than one tile of rows */
+}
+
+/* -------- narrow weights -------- */
+
+static double bf16_value(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+/* y = x W^T and dx = dy W of a weight in bf16 or int8, against the product of the narrow weight's values in double.
+   `native` 0 takes the form for processors without such instructions. */
+static void narrow_shape(nf_linear_kind kind, int native, int64_t rows, int64_t out, int64_t in) {
+    float *w = new_floats(out * in, 30), *x = new_floats(rows * in, 31), *dy = new_floats(rows * out, 32);
+    float *y = new_floats(rows * out, 33), *dx = new_floats(rows * in, 34), *scale = new_floats(out, 0);
+    uint16_t *bits = malloc((size_t)(out * in) * 2);
+    int8_t *bytes = malloc((size_t)(out * in));
+    double *wide = malloc((size_t)(out * in) * 8), *ey = malloc((size_t)(rows * out) * 8),
+           *ex = malloc((size_t)(rows * in) * 8);
+    nf_to_bf16(bits, w, out * in);
+    nf_to_int8(bytes, scale, w, out, in);
+    nf_linear l = nf_linear_of(kind, out, in, kind == NF_LINEAR_BF16 ? (void *)bits : (void *)bytes,
+                               kind == NF_LINEAR_BF16 ? NULL : scale);
+    l.narrow &= native;
+    for (int64_t i = 0; i < out * in; i++)
+        wide[i] = kind == NF_LINEAR_BF16 ? bf16_value(bits[i]) : (double)bytes[i] * (double)scale[i / in];
+    for (int64_t t = 0; t < rows; t++) {
+        for (int64_t o = 0; o < out; o++) {
+            ey[t * out + o] = y[t * out + o];
+            for (int64_t i = 0; i < in; i++) ey[t * out + o] += (double)x[t * in + i] * wide[o * in + i];
+        }
+        for (int64_t i = 0; i < in; i++) {
+            ex[t * in + i] = 0.0;
+            for (int64_t o = 0; o < out; o++) ex[t * in + i] += (double)dy[t * out + o] * wide[o * in + i];
+        }
+    }
+    int64_t widest = in > out ? in : out;
+    void *memory = malloc((size_t)nf_operand_bytes(rows, widest)),
+         *scratch = aligned_alloc(64, (size_t)(nf_linear_scratch(widest) + 63) / 64 * 64);
+    nf_operand a = nf_operand_in(memory, x, in, rows, in);
+    nf_linear_prepare(&l, &a, 0, rows);
+    int64_t half = out / 2; /* two tiles */
+    nf_linear_tile(&l, y, out, &a, 0, rows, 0, half, 1.0f, scratch);
+    nf_linear_tile(&l, y + half, out, &a, 0, rows, half, out, 1.0f, scratch);
+    a = nf_operand_in(memory, dy, out, rows, out);
+    nf_linear_prepare_gradient(&l, &a, 0, 0, rows);
+    nf_linear_tile_input(&l, dx, in, &a, 0, rows, 0, 0, in / 2, 0.0f, scratch);
+    nf_linear_tile_input(&l, dx + in / 2, in, &a, 0, rows, 0, in / 2, in, 0.0f, scratch);
+    /* activations are rounded to 8 bits of mantissa (2^-9 of the largest), or to 255 steps (1/254) */
+    double limit = !l.narrow ? 2e-6 : kind == NF_LINEAR_BF16 ? 4e-3 : 2e-2;
+    snprintf(title, sizeof title, "%s %s %dx%dx%d", kind == NF_LINEAR_BF16 ? "bf16" : "int8", l.narrow ? "native" : "widened",
+             (int)rows, (int)out, (int)in);
+    check_close(title, y, ey, rows * out, limit);
+    check_close(title, dx, ex, rows * in, limit);
+    free(w), free(x), free(dy), free(y), free(dx), free(scale), free(bits), free(bytes), free(wide), free(ey), free(ex);
+    free(memory), free(scratch);
+}
+
+/* What is not finite must show in the product, zeros and denormals must not disturb it. */
+static void test_hostile_operands(nf_linear_kind kind) {
+    enum { ROWS = 5, OUT = 40, IN = 70 };
+    float *w = new_floats(OUT * IN, 35), *x = new_floats(ROWS * IN, 36), y[ROWS * OUT], scale[OUT];
+    uint16_t bits[OUT * IN];
+    int8_t bytes[OUT * IN];
+    for (int i = 0; i < IN; i++) x[IN + i] = 0.0f, x[2 * IN + i] = 1e-41f;
+    x[3 * IN + 69] = NAN, x[4 * IN] = INFINITY;
+    nf_to_bf16(bits, w, OUT * IN);
+    nf_to_int8(bytes, scale, w, OUT, IN);
+    nf_linear l = nf_linear_of(kind, OUT, IN, kind == NF_LINEAR_BF16 ? (void *)bits : (void *)bytes,
+                               kind == NF_LINEAR_BF16 ? NULL : scale);
+    void *memory = malloc((size_t)nf_operand_bytes(ROWS, IN)),
+         *scratch = aligned_alloc(64, (size_t)(nf_linear_scratch(IN) + 63) / 64 * 64);
+    nf_operand a = nf_operand_in(memory, x, IN, ROWS, IN);
+    nf_linear_prepare(&l, &a, 0, ROWS);
+    nf_linear_tile(&l, y, OUT, &a, 0, ROWS, 0, OUT, 0.0f, scratch);
+    int good = 1;
+    for (int o = 0; o < OUT; o++)
+        good &= isfinite(y[o]) && y[OUT + o] == 0.0f && fabsf(y[2 * OUT + o]) < 1e-38f && !isfinite(y[3 * OUT + o]) &&
+                !isfinite(y[4 * OUT + o]);
+    check(good, kind == NF_LINEAR_BF16 ? "bf16: NaN and infinity show, zeros and denormals are quiet"
+                                       : "int8: NaN and infinity show, zeros and denormals are quiet");
+    uint16_t nan_bits, rounded[2];
+    const float odd[2] = {1.00390625f, 1.01171875f}; /* halfway between two bf16: to even, down and up */
+    const float nan_value = NAN;
+    nf_to_bf16(&nan_bits, &nan_value, 1);
+    nf_to_bf16(rounded, odd, 2);
+    check(isnan(bf16_value(nan_bits)) && bf16_value(rounded[0]) == 1.0 && bf16_value(rounded[1]) == 1.015625,
+          "rounding to bf16");
+    free(w), free(x), free(memory), free(scratch);
+}
+
+static void test_narrow(void) {
+    for (nf_linear_kind kind = NF_LINEAR_BF16; kind <= NF_LINEAR_INT8; kind++) {
+        for (int native = 0; native < 2; native++) {
+            narrow_shape(kind, native, 1, 9, 5);
+            narrow_shape(kind, native, 1, 70, 130);
+            narrow_shape(kind, native, 13, 37, 67);
+            narrow_shape(kind, native, 25, 64, 192);
+            narrow_shape(kind, native, 8, 130, 33);
+        }
+        test_hostile_operands(kind);
+    }
 }
 
 /* -------- optimiser -------- */
@@ -281,6 +405,7 @@ int main(void) {
     nf_matmul_single_thread();
     test_matmul();
     test_adamw();
+    test_narrow();
     for (nf_isa isa = NF_ISA_BASE; isa <= nf_cpu_isa(); isa++) {
         kernels = nf_kernels_for(isa);
         test_rmsnorm(isa);

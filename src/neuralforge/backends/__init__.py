@@ -85,8 +85,13 @@ class Backend(Protocol):
     def resolve_dtype(self, dtype: str) -> str:
         """The arithmetic that "auto" or a name means here; ConfigError when the backend cannot compute in it."""
 
-    def activation_bytes(self, config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int) -> int:
+    def activation_bytes(
+        self, config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int, dtype: str
+    ) -> int:
         """Bytes that a training session takes besides weights and trained values; `lora` None means full training."""
+
+    def copied_bytes(self, weights: Weights, *, dtype: str) -> int:
+        """Bytes of frozen weights that a session keeps besides those of the file."""
 
     def open(
         self,

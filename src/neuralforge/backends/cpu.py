@@ -12,10 +12,11 @@ from ..config import LoraConfig, ModelConfig, tensor_shapes
 from ..errors import BackendError, ConfigError, ModelError
 from ..lora import lora_shapes
 from ..models import inverse_frequencies
-from ..weights import F32Array, ParamSet, Weights
+from ..weights import F32Array, ParamSet, Tensor, Weights
 from . import IntArray, MicroBatch
 
 name = "cpu"
+DTYPES = ("f32", "bf16", "int8")
 
 # canonical name inside a layer -> slot of the engine
 LAYER_SLOTS = {
@@ -44,9 +45,9 @@ def unavailable() -> str | None:
 
 def resolve_dtype(dtype: str) -> str:
     """The arithmetic that `dtype` means here."""
-    if dtype not in ("auto", "f32"):
-        raise ConfigError(f"dtype={dtype!r}: the CPU backend computes in f32 so far", hint="use dtype='auto' or 'f32'")
-    return "f32"
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"dtype={dtype!r}: the CPU backend does not compute in it", hint=f"use auto, {', '.join(DTYPES)}")
+    return "f32" if dtype == "auto" else dtype
 
 
 def slot_of(tensor: str) -> tuple[str, int]:
@@ -85,6 +86,27 @@ def full_params(config: ModelConfig) -> ParamSet:
     return ParamSet(decayed | rest, n_decay=sum(int(np.prod(s)) for s in decayed.values()))
 
 
+def form_of(shape: tuple[int, ...], tensor: str, dtype: str) -> str:
+    """How a frozen tensor is kept: norms and biases stay float32, and with int8 the embedding and the head are bf16."""
+    if len(shape) == 1 or dtype == "f32":
+        return "f32"
+    return "bf16" if tensor in MODEL_SLOTS else dtype
+
+
+def _check_finite(stored: Tensor, values: F32Array | None) -> None:
+    """`values` None: the stored bits are bf16, whose exponent is all ones in NaN and infinity."""
+    if values is None and not ((stored.data & 0x7F80) == 0x7F80).any():
+        return
+    values = stored.float32() if values is None else values
+    bad = _core.first_nonfinite(values)
+    if bad is not None:
+        place = tuple(int(i) for i in np.unravel_index(bad, stored.shape))
+        raise ModelError(
+            f"{stored.source}: tensor {stored.name} has the value {values.flat[bad]} at {place}",
+            hint="the file is damaged or the model was saved after training had diverged; get a sound copy",
+        )
+
+
 class CpuSession:
     """A session on the C engine; see `backends.Session` for what the calls mean."""
 
@@ -97,8 +119,10 @@ class CpuSession:
         lora: LoraConfig | None,
         max_tokens: int,
         threads: int,
+        dtype: str,
     ) -> None:
         self.config = config
+        self.dtype = dtype
         self.threads = threads or _core.available_threads()
         shape, frequencies = engine_shape(config, length=max(max_tokens, config.max_position_embeddings))
         self._engine: _core.Engine | None = _core.Engine(shape, frequencies, threads=self.threads)
@@ -122,20 +146,23 @@ class CpuSession:
     def _set_weights(self, weights: Weights, *, trained: bool) -> None:
         for tensor in tensor_shapes(self.config):
             stored = weights[tensor]
+            form = "f32" if trained else form_of(stored.shape, tensor, self.dtype)
+            slot, layer = slot_of(tensor)
+            if form == "bf16" and stored.dtype == "BF16":
+                _check_finite(stored, None)
+                self.engine.set_narrow(slot, layer, np.ascontiguousarray(stored.data), None)
+                continue
             values = stored.float32()
             if trained:
                 self.params[tensor][...] = values
                 values = self.params[tensor]
-            bad = _core.first_nonfinite(values)
-            if bad is not None:
-                place = tuple(int(i) for i in np.unravel_index(bad, stored.shape))
-                raise ModelError(
-                    f"{stored.source}: tensor {tensor} has the value {values.flat[bad]} at {place}",
-                    hint="the file is damaged or the model was saved after training had diverged; get a sound copy",
-                )
-            gradient = self.grads[tensor] if trained and self.grads else None
-            slot, layer = slot_of(tensor)
-            self.engine.set(slot, layer, values, gradient)
+            _check_finite(stored, values)
+            if form == "bf16":
+                self.engine.set_narrow(slot, layer, _core.to_bf16(values), None)
+            elif form == "int8":
+                self.engine.set_narrow(slot, layer, *_core.to_int8(values))
+            else:
+                self.engine.set(slot, layer, values, self.grads[tensor] if trained and self.grads else None)
 
     def _set_lora(self, lora: LoraConfig) -> None:
         for a in self.params:
@@ -193,14 +220,28 @@ def open(
     dtype: str = "auto",
 ) -> CpuSession:
     """Open a model on the CPU; see `backends.Backend.open`."""
-    resolve_dtype(dtype)
+    arithmetic = resolve_dtype(dtype)
     if train == "lora" and lora is None:
         raise ConfigError("train='lora' needs a LoraConfig")
-    return CpuSession(config, weights, train=train, lora=lora, max_tokens=max_tokens, threads=threads)
+    if train == "full" and arithmetic != "f32":
+        raise ConfigError(f"dtype={dtype!r}: training of all weights is in f32", hint="use dtype='f32', or LoRA")
+    return CpuSession(config, weights, train=train, lora=lora, max_tokens=max_tokens, threads=threads, dtype=arithmetic)
 
 
-def activation_bytes(config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int) -> int:
+def activation_bytes(config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int, dtype: str) -> int:
     """Bytes that a training session allocates besides weights and trained values; `lora` None means full training."""
     shape, _ = engine_shape(config, length=max_tokens)
     width = len(lora.modules) * lora.r if lora else 0
-    return _core.arena_bytes(shape, "lora" if lora else "full", max_tokens=max_tokens, lora_width=width, threads=threads)
+    mode, narrow = "lora" if lora else "full", dtype != "f32"
+    return _core.arena_bytes(shape, mode, narrow=narrow, max_tokens=max_tokens, lora_width=width, threads=threads)
+
+
+def copied_bytes(weights: Weights, *, dtype: str) -> int:
+    """Bytes of frozen weights that a session keeps besides the file's own: those it needs in another form."""
+    stored = {"f32": "F32", "bf16": "BF16"}
+    sizes = {"f32": 4, "bf16": 2, "int8": 1}
+    total = 0
+    for tensor in weights.values():
+        form = form_of(tensor.shape, tensor.name, dtype)
+        total += 0 if tensor.dtype == stored.get(form) else sizes[form] * tensor.data.size
+    return total

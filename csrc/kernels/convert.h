@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Narrow forms of float32 weights. */
+#ifndef NF_KERNELS_CONVERT_H
+#define NF_KERNELS_CONVERT_H
+
+#include <stdint.h>
+
+/* Round n float32 values to bf16, to nearest even; NaN stays NaN. */
+void nf_to_bf16(uint16_t *out, const float *x, int64_t n);
+
+/* Rows of int8 with scale = max |row| / 127 each. */
+void nf_to_int8(int8_t *out, float *scale, const float *x, int64_t rows, int64_t width);
+
+#endif

@@ -1,0 +1,369 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "narrow.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { COLUMNS = 32, ROWS = 12, STEP = 64 }; /* of a panel, of a register tile; elements to which rows are padded */
+
+/* One STEP more than needed: rows a power of two apart would fall into the same few lines of the cache. */
+int64_t nf_narrow_stride(int64_t width) { return (width + STEP - 1) / STEP * STEP + STEP; }
+
+/* The panel (bf16: width/2 units of 128 bytes) and the sums of its columns. */
+int64_t nf_narrow_scratch(int64_t width) { return nf_narrow_stride(width) * COLUMNS * 2 + COLUMNS * 4; }
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define NF_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")))
+#define NF_INLINE static inline __attribute__((always_inline)) NF_TARGET
+
+/* Masks of the first n lanes. */
+NF_INLINE __mmask64 bytes_left(int64_t n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
+NF_INLINE __mmask16 floats_left(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? (__mmask16)((1u << n) - 1) : 0; }
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* -------- activations -------- */
+
+NF_TARGET void nf_bf16_prepare(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t width) {
+    int64_t stride = nf_narrow_stride(width);
+    for (int64_t t = 0; t < rows; t++, out += stride, x += ldx)
+        for (int64_t i = 0; i < stride; i += 16) {
+            __mmask16 some = floats_left(width - i);
+            _mm256_storeu_si256((__m256i *)(out + i), (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some, x + i)));
+        }
+}
+
+NF_INLINE __m512 scaled(const float *x, const float *factor, int64_t i, int64_t width) {
+    __mmask16 some = floats_left(width - i);
+    __m512 v = _mm512_maskz_loadu_ps(some, x + i);
+    return factor ? _mm512_mul_ps(v, _mm512_maskz_loadu_ps(some, factor + i)) : v;
+}
+
+NF_TARGET void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
+                               int64_t width) {
+    const int64_t stride = nf_narrow_stride(width);
+    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+    for (int64_t t = 0; t < rows; t++, out += stride, x += ldx) {
+        __m512 high = _mm512_setzero_ps();
+        __mmask16 broken = 0;
+        for (int64_t i = 0; i < width; i += 16) {
+            __m512 v = scaled(x, factor, i, width);
+            high = _mm512_max_ps(high, _mm512_abs_ps(v));
+            broken |= _mm512_cmpeq_epi32_mask(_mm512_and_epi32(_mm512_castps_si512(v), exponent), exponent);
+        }
+        float top = _mm512_reduce_max_ps(high);
+        scale[t] = broken ? NAN : top / 127.0f;
+        __m512 inverse = _mm512_set1_ps(broken || top == 0.0f ? 0.0f : 127.0f / top);
+        for (int64_t i = 0; i < stride; i += 16) {
+            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(scaled(x, factor, i, width), inverse));
+            q = _mm512_add_epi32(q, _mm512_set1_epi32(128));
+            _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
+        }
+    }
+}
+
+/* -------- panels -------- */
+
+/* In place: 16 vectors of 16 units become their transpose. */
+NF_INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int k = 0; k < 2; k++) {
+            r[i + 2 * k] = _mm512_unpacklo_epi64(t[i + k], t[i + k + 2]);
+            r[i + 2 * k + 1] = _mm512_unpackhi_epi64(t[i + k], t[i + k + 2]);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* panel (units, 32): unit u of column c is bytes 4u.. of row c of w, `bytes` long, `cols` rows. */
+NF_TARGET static void panel_of_rows(__m512i *panel, const char *w, int64_t row_bytes, int64_t bytes, int64_t cols) {
+    for (int half = 0; half < 2; half++)
+        for (int64_t at = 0; at < bytes; at += 64) {
+            __m512i r[16];
+            __mmask64 some = bytes_left(bytes - at);
+            for (int c = 0; c < 16; c++)
+                r[c] = 16 * half + c < cols ? _mm512_maskz_loadu_epi8(some, w + (16 * half + c) * row_bytes + at)
+                                            : _mm512_setzero_si512();
+            transpose(r);
+            for (int u = 0; u < 16; u++) panel[(at / 4 + u) * 2 + half] = r[u];
+        }
+}
+
+/* panel (rows/2, 32): unit u of column c is rows 2u and 2u+1 of that column; `cols` columns count. */
+NF_TARGET static void panel_of_pairs(__m512i *panel, const uint16_t *w, int64_t in, int64_t rows, int64_t cols) {
+    static const uint16_t low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i first = _mm512_loadu_si512(low), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    __mmask32 some = cols >= 32 ? ~0u : (1u << cols) - 1;
+    for (int64_t o = 0; o < rows; o += 2) {
+        __m512i a = _mm512_maskz_loadu_epi16(some, w + o * in);
+        __m512i b = o + 1 < rows ? _mm512_maskz_loadu_epi16(some, w + (o + 1) * in) : _mm512_setzero_si512();
+        panel[o] = _mm512_permutex2var_epi16(a, first, b);
+        panel[o + 1] = _mm512_permutex2var_epi16(a, second, b);
+    }
+}
+
+/* panel (rows/4, 32): unit u of column c is rows 4u to 4u+3 of that column. */
+NF_TARGET static void panel_of_quads(__m512i *panel, const int8_t *w, int64_t in, int64_t rows, int64_t cols) {
+    __mmask32 some = cols >= 32 ? ~0u : (1u << cols) - 1;
+    for (int64_t o = 0; o < rows; o += 4) {
+        __m256i r[4];
+        for (int k = 0; k < 4; k++)
+            r[k] = o + k < rows ? _mm256_maskz_loadu_epi8(some, w + (o + k) * in) : _mm256_setzero_si256();
+        __m256i low01 = _mm256_unpacklo_epi8(r[0], r[1]), high01 = _mm256_unpackhi_epi8(r[0], r[1]);
+        __m256i low23 = _mm256_unpacklo_epi8(r[2], r[3]), high23 = _mm256_unpackhi_epi8(r[2], r[3]);
+        /* each holds four columns in its lower and four in its upper half: 0-3|16-19, 4-7|20-23, 8-11|24-27, 12-15|28-31 */
+        __m256i a = _mm256_unpacklo_epi16(low01, low23), b = _mm256_unpackhi_epi16(low01, low23);
+        __m256i c = _mm256_unpacklo_epi16(high01, high23), d = _mm256_unpackhi_epi16(high01, high23);
+        __m512i ab = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(a, b, 0x20)),
+                                        _mm256_permute2x128_si256(c, d, 0x20), 1);
+        __m512i cd = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(a, b, 0x31)),
+                                        _mm256_permute2x128_si256(c, d, 0x31), 1);
+        panel[o / 2] = ab;
+        panel[o / 2 + 1] = cd;
+    }
+}
+
+/* -------- the product of some rows with a panel -------- */
+
+typedef struct tile {
+    float *y;
+    int64_t ldy, units, a_stride; /* a_stride in bytes */
+    const char *a;
+    const float *a_scale; /* int8: of the rows */
+    const float *w_scale; /* int8: of the columns, or NULL for 1 */
+    const __m512i *panel;
+    int64_t cols;
+    float beta;
+} tile;
+
+/* The place of the result, asked for early: it is written when the sums are done. */
+NF_INLINE void fetch(const tile *t, int64_t row, int rows) {
+    for (int r = 0; r < rows; r++) {
+        _mm_prefetch((const char *)(t->y + (row + r) * t->ldy), _MM_HINT_T0);
+        _mm_prefetch((const char *)(t->y + (row + r) * t->ldy + 16), _MM_HINT_T0);
+    }
+}
+
+NF_INLINE __m512i unit_of(const char *row, int64_t u) {
+    int32_t unit;
+    memcpy(&unit, row + 4 * u, sizeof unit);
+    return _mm512_set1_epi32(unit);
+}
+
+NF_INLINE void put(const tile *t, int64_t row, int half, __m512 value) {
+    __mmask16 some = floats_left(t->cols - 16 * half);
+    float *y = t->y + row * t->ldy + 16 * half;
+    if (t->beta != 0.0f) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, y));
+    _mm512_mask_storeu_ps(y, some, value);
+}
+
+/* sum += the products of 16 units.  As instructions, because compilers move the sums about and to memory otherwise. */
+NF_INLINE void add_bf16(__m512 *sum, __m512i x, __m512i w) { __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w)); }
+NF_INLINE void add_int8(__m512i *sum, __m512i x, __m512i w) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w)); }
+
+NF_INLINE void bf16_rows(const tile *t, int64_t row, const int rows) {
+    __m512 sums[ROWS][2];
+    const char *a[ROWS];
+    fetch(t, row, rows);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+        a[r] = t->a + (row + r) * t->a_stride;
+    }
+    for (int64_t u = 0; u < t->units; u++) {
+        __m512i left = t->panel[2 * u], right = t->panel[2 * u + 1];
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            __m512i x = unit_of(a[r], u);
+            add_bf16(&sums[r][0], x, left);
+            add_bf16(&sums[r][1], x, right);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) put(t, row + r, 0, sums[r][0]), put(t, row + r, 1, sums[r][1]);
+}
+
+NF_INLINE __m512 column_scale(const tile *t, int half) {
+    __mmask16 some = floats_left(t->cols - 16 * half);
+    return t->w_scale ? _mm512_maskz_loadu_ps(some, t->w_scale + 16 * half) : _mm512_set1_ps(1.0f);
+}
+
+NF_INLINE void int8_rows(const tile *t, int64_t row, const int rows, const __m512i offset[2]) {
+    __m512i sums[ROWS][2];
+    const char *a[ROWS];
+    const __m512 scale[2] = {column_scale(t, 0), column_scale(t, 1)};
+    fetch(t, row, rows);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        sums[r][0] = offset[0], sums[r][1] = offset[1];
+        a[r] = t->a + (row + r) * t->a_stride;
+    }
+    for (int64_t u = 0; u < t->units; u++) {
+        __m512i left = t->panel[2 * u], right = t->panel[2 * u + 1];
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            __m512i x = unit_of(a[r], u);
+            add_int8(&sums[r][0], x, left);
+            add_int8(&sums[r][1], x, right);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        __m512 of_row = _mm512_set1_ps(t->a_scale[row + r]);
+        put(t, row + r, 0, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][0]), of_row), scale[0]));
+        put(t, row + r, 1, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][1]), of_row), scale[1]));
+    }
+}
+
+/* Activations are stored with 128 added: what that adds to each sum, taken away before it begins. */
+NF_INLINE void int8_offset(const tile *t, __m512i offset[2]) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int64_t u = 0; u < t->units; u++)
+        for (int half = 0; half < 2; half++) sums[half] = _mm512_dpbusd_epi32(sums[half], ones, t->panel[2 * u + half]);
+    for (int half = 0; half < 2; half++)
+        offset[half] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums[half], 7));
+}
+
+#define NF_ROWS(n)                                                                                                             \
+    case n:                                                                                                                    \
+        if (int8)                                                                                                              \
+            int8_rows(t, row, n, offset);                                                                                      \
+        else                                                                                                                   \
+            bf16_rows(t, row, n);                                                                                              \
+        break;
+
+NF_TARGET static void multiply(const tile *t, int64_t rows, int int8) {
+    __m512i offset[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    if (int8) int8_offset(t, offset);
+    for (int64_t row = 0; row < rows; row += ROWS) switch (min64(ROWS, rows - row)) {
+            NF_ROWS(1)
+            NF_ROWS(2)
+            NF_ROWS(3)
+            NF_ROWS(4)
+            NF_ROWS(5)
+            NF_ROWS(6)
+            NF_ROWS(7)
+            NF_ROWS(8)
+            NF_ROWS(9)
+            NF_ROWS(10)
+            NF_ROWS(11)
+            NF_ROWS(12)
+        }
+}
+
+/* One row of activations: each weight is used once, so it is read where it lies, four rows of it at a time. */
+enum { AT_ONCE = 4 };
+
+NF_TARGET static void bf16_vector(const nf_narrow *n, float *y, const char *a, int64_t o, int64_t count, float beta) {
+    const char *w = (const char *)n->w + o * n->in * 2;
+    __m512 sums[AT_ONCE] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t at = 0; at < n->in * 2; at += 64) {
+        __m512i x = _mm512_loadu_si512(a + at);
+        for (int64_t c = 0; c < count; c++)
+            add_bf16(&sums[c], x, _mm512_maskz_loadu_epi8(bytes_left(n->in * 2 - at), w + c * n->in * 2 + at));
+    }
+    for (int64_t c = 0; c < count; c++) y[c] = _mm512_reduce_add_ps(sums[c]) + (beta != 0.0f ? y[c] : 0.0f);
+}
+
+NF_TARGET static void int8_vector(const nf_narrow *n, float *y, const char *a, float a_scale, int64_t o, int64_t count,
+                                  float beta) {
+    const char *w = (const char *)n->w + o * n->in;
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sums[AT_ONCE], of_w[AT_ONCE];
+    for (int c = 0; c < AT_ONCE; c++) sums[c] = of_w[c] = _mm512_setzero_si512();
+    for (int64_t at = 0; at < n->in; at += 64) {
+        __m512i x = _mm512_loadu_si512(a + at);
+        for (int64_t c = 0; c < count; c++) {
+            __m512i row = _mm512_maskz_loadu_epi8(bytes_left(n->in - at), w + c * n->in + at);
+            add_int8(&sums[c], x, row);
+            add_int8(&of_w[c], ones, row);
+        }
+    }
+    for (int64_t c = 0; c < count; c++) {
+        int32_t sum = _mm512_reduce_add_epi32(sums[c]) - 128 * _mm512_reduce_add_epi32(of_w[c]);
+        y[c] = (float)sum * a_scale * n->scale[o + c] + (beta != 0.0f ? y[c] : 0.0f);
+    }
+}
+
+NF_TARGET static void vector_forward(const nf_narrow *n, float *y, const void *a, const float *a_scale, int64_t o0, int64_t o1,
+                                     float beta) {
+    for (int64_t o = o0; o < o1; o += AT_ONCE) {
+        int64_t count = min64(AT_ONCE, o1 - o);
+        if (n->scale)
+            int8_vector(n, y + (o - o0), a, *a_scale, o, count, beta);
+        else
+            bf16_vector(n, y + (o - o0), a, o, count, beta);
+    }
+}
+
+NF_TARGET void nf_narrow_forward(const nf_narrow *n, float *y, int64_t ldy, const void *a, const float *a_scale, int64_t rows,
+                                 int64_t o0, int64_t o1, float beta, void *scratch) {
+    if (rows == 1) {
+        vector_forward(n, y, a, a_scale, o0, o1, beta);
+        return;
+    }
+    int int8 = n->scale != NULL;
+    int64_t size = int8 ? 1 : 2, bytes = n->in * size;
+    tile t = {.ldy = ldy, .units = (bytes + 3) / 4, .a_stride = nf_narrow_stride(n->in) * size, .a = a, .a_scale = a_scale};
+    t.panel = scratch, t.beta = beta;
+    for (int64_t o = o0; o < o1; o += COLUMNS) {
+        t.y = y + (o - o0), t.cols = min64(COLUMNS, o1 - o), t.w_scale = int8 ? n->scale + o : NULL;
+        panel_of_rows(scratch, (const char *)n->w + o * bytes, bytes, bytes, t.cols);
+        multiply(&t, rows, int8);
+    }
+}
+
+NF_TARGET void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, const void *a, const float *a_scale, int64_t rows,
+                               int64_t o0, int64_t o1, int64_t i0, int64_t i1, float beta, void *scratch) {
+    int int8 = n->scale != NULL;
+    int64_t size = int8 ? 1 : 2, width = o1 - o0;
+    tile t = {
+        .ldy = lddx, .units = (width * size + 3) / 4, .a_stride = nf_narrow_stride(width) * size, .a = a, .a_scale = a_scale};
+    t.panel = scratch, t.beta = beta;
+    for (int64_t i = i0; i < i1; i += COLUMNS) {
+        t.y = dx + (i - i0), t.cols = min64(COLUMNS, i1 - i);
+        if (int8)
+            panel_of_quads(scratch, (const int8_t *)n->w + o0 * n->in + i, n->in, width, t.cols);
+        else
+            panel_of_pairs(scratch, (const uint16_t *)n->w + o0 * n->in + i, n->in, width, t.cols);
+        multiply(&t, rows, int8);
+    }
+}
+#else /* other processors: linear.c widens such weights instead of coming here */
+
+void nf_bf16_prepare(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t width) {
+    (void)out, (void)x, (void)ldx, (void)rows, (void)width;
+}
+void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
+                     int64_t width) {
+    (void)out, (void)scale, (void)x, (void)ldx, (void)factor, (void)rows, (void)width;
+}
+void nf_narrow_forward(const nf_narrow *n, float *y, int64_t ldy, const void *a, const float *a_scale, int64_t rows, int64_t o0,
+                       int64_t o1, float beta, void *scratch) {
+    (void)n, (void)y, (void)ldy, (void)a, (void)a_scale, (void)rows, (void)o0, (void)o1, (void)beta, (void)scratch;
+}
+void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, const void *a, const float *a_scale, int64_t rows, int64_t o0,
+                     int64_t o1, int64_t i0, int64_t i1, float beta, void *scratch) {
+    (void)n, (void)dx, (void)lddx, (void)a, (void)a_scale, (void)rows, (void)o0, (void)o1, (void)i0, (void)i1, (void)beta;
+    (void)scratch;
+}
+#endif
