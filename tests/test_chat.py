@@ -416,7 +416,7 @@ def test_the_day_is_always_the_same() -> None:
     assert ChatTemplate("{{ strftime_now('%d %b %Y') }}").render(CHAT) == "26 Jul 2024"
 
 
-# --- bad rows ---
+# --- bad prompts and rows ---
 
 BAD_MESSAGES: dict[str, tuple[Any, str]] = {
     "none": (None, "no list"),
@@ -429,16 +429,20 @@ BAD_MESSAGES: dict[str, tuple[Any, str]] = {
     "role a list": ([{"role": [], "content": "x"}], "message 0"),
     "no content": ([CHAT[0], {"role": "assistant"}], "message 1 .* NoneType"),
     "content a list": ([{"role": "user", "content": [{"type": "text"}]}], "message 0 .* list"),
-    "no assistant": (CHAT[:1], "nothing to train on"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_MESSAGES)
-def test_bad_messages_name_row_and_message(byte_tokenizer: Tokenizer, name: str) -> None:
+def test_bad_messages_of_a_prompt_name_the_message(byte_tokenizer: Tokenizer, name: str) -> None:
     messages, expected = BAD_MESSAGES[name]
     with pytest.raises(DataError, match=expected) as caught:
-        encode_messages(_template("chatml", byte_tokenizer), byte_tokenizer, messages, where="rows.jsonl line 7")
-    assert "rows.jsonl line 7" in str(caught.value)
+        prompt_ids(_template("chatml", byte_tokenizer), byte_tokenizer, messages)
+    assert str(caught.value).startswith("messages: ")
+
+
+def test_a_row_without_an_answer_is_named(byte_tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl line 7: nothing to train on"):
+        encode_messages(_template("chatml", byte_tokenizer), byte_tokenizer, CHAT[:1], where="rows.jsonl line 7")
 
 
 @pytest.mark.parametrize(

@@ -8,39 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 from .errors import DataError, TokenizerError
+from .records import ROLES
 from .templates import ChatTemplate, Message
 from .tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant", "tool")
-
 # Private-use characters: nothing that a template writes or a real message begins or ends with.
 _STRANGE = "\ue0f1\ue0f2"
-
-
-def check_messages(messages: object, *, where: str = "messages") -> list[dict[str, Any]]:
-    """The messages as dicts, their form checked.
-
-    Raises:
-        DataError: not a list of {"role": one of ROLES, "content": text}; names the message.
-    """
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
-        raise DataError(f"{where}: no list of messages", hint='write [{"role": "user", "content": "..."}, ...]')
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise DataError(
-                f"{where}: message {i} is {type(message).__name__}, not an object with role and content",
-                hint="correct it or remove the row",
-            )
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise DataError(f"{where}: message {i} has the role {role!r}", hint=f"roles are {', '.join(ROLES)}")
-        calls = role == "assistant" and content is None and message.get("tool_calls")
-        if not isinstance(content, str) and not calls:
-            raise DataError(
-                f"{where}: message {i} ({role}) has content of type {type(content).__name__}, not text",
-                hint="correct it or remove the row",
-            )
-    return [dict(m) for m in messages]
+_FORM = 'write [{"role": "user", "content": "..."}, ...]'
 
 
 def encode_messages(
@@ -52,46 +26,60 @@ def encode_messages(
     the turns before it is encoded, so that the ids before a turn are those of `prompt_ids`.
 
     Args:
+        messages: of a row, so their form is already checked.
         where: file and row, for error messages.
 
     Returns:
         (ids, trained), of equal length.
 
     Raises:
-        DataError: wrong messages, no assistant turn, a turn that cannot be found, or the template refuses.
+        DataError: no assistant turn, a turn that cannot be found, or the template refuses.
         TokenizerError: an EOS has to be added and the tokenizer has none.
     """
-    checked = check_messages(messages, where=where)
-    turns = [i for i, m in enumerate(checked) if m["role"] == "assistant"]
+    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     if not turns:
         raise DataError(f"{where}: nothing to train on: no assistant message", hint="loss is on assistant turns only")
-    text = _render(template, checked, where=where)
-    spans = [_span(template, checked, i, text, tokenizer, where=where) for i in turns]
+    text = _render(template, messages, where=where)
+    spans = [_span(template, messages, i, text, tokenizer, where=where) for i in turns]
     ids, mask = _encode_spans(tokenizer, text, spans)
-    if checked[-1]["role"] == "assistant" and not _is_closed(ids, mask, tokenizer):
+    if turns[-1] == len(messages) - 1 and not _is_closed(ids, mask, tokenizer):
         ids.append(_eos(tokenizer))
         mask.append(True)
     return ids, mask
 
 
-def prompt_ids(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], *, where: str = "messages"
-) -> list[int]:
+def prompt_ids(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Ids of a conversation up to where the assistant's next turn begins, the same as in training.
 
     Raises:
         DataError: wrong messages, or the template refuses them.
     """
-    checked = check_messages(messages, where=where)
-    text = _render(template, checked, where=where, prompt=True)
+    checked = _checked(messages)
+    text = _render(template, checked, where="messages", prompt=True)
     spans = []
     for i, message in enumerate(checked):
         if message["role"] == "assistant":
             try:
-                spans.append(_span(template, checked, i, text, tokenizer, where=where, prompt=True))
+                spans.append(_span(template, checked, i, text, tokenizer, where="messages", prompt=True))
             except DataError:  # not needed for a prompt: the cuts only make the ids agree with training
                 continue
     return _encode_spans(tokenizer, text, spans)[0]
+
+
+def _checked(messages: object) -> list[dict[str, Any]]:
+    """The messages of a prompt as dicts, their form checked; those of a row were checked when it was made."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
+        raise DataError("messages: no list of messages", hint=_FORM)
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise DataError(f"messages: message {i} is {type(message).__name__}, not an object", hint=_FORM)
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise DataError(f"messages: message {i} has the role {role!r}", hint=f"roles are {', '.join(ROLES)}")
+        calls = role == "assistant" and content is None and message.get("tool_calls")
+        if not isinstance(content, str) and not calls:
+            raise DataError(f"messages: message {i} ({role}) has content of type {type(content).__name__}", hint=_FORM)
+    return [dict(m) for m in messages]
 
 
 def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[bool]]:

@@ -53,6 +53,7 @@ _ROLES = {
     "function": "tool",
     "observation": "tool",
 }
+ROLES = tuple(dict.fromkeys(_ROLES.values()))
 # question key -> keys that may hold its answer; earlier lines win
 _PAIRS = (
     ("instruction", ("output", "response", "answer")),
@@ -142,7 +143,7 @@ def _message(item: Any, place: str) -> dict[str, Any]:
         raise DataError(f"{place}: expected {{role, content}}, found {kind_of(item)}", hint=ACCEPTED)
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if not isinstance(role, str) or role.lower() not in _ROLES:
-        raise DataError(f"{place}: role {role!r} is not known", hint="roles are system, user, assistant and tool")
+        raise DataError(f"{place}: role {role!r} is not known", hint=f"roles are {', '.join(ROLES)}")
     extra = {key: item[key] for key in _MESSAGE_KEYS if not _missing(item.get(key))}
     try:
         json.dumps(extra)
