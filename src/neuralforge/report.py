@@ -33,7 +33,7 @@ from .history import (
     visible,
 )
 
-__all__ = ["duration", "history", "loss_chart", "read_events", "render_html", "render_notebook", "visible", "write_report"]
+__all__ = ["duration", "loss_chart", "render_html", "render_notebook", "visible", "write_report"]
 
 MAX_ROWS = 200
 
