@@ -219,6 +219,8 @@ def test_a_config_file_and_options_over_it(tmp_path):
         ("resume_from_checkpoint=False deletes", "--no-resume deletes"),
         ("target_modules=['x', 'y']: unknown", "--target-modules ['x', 'y']: unknown"),
         ("r=0: no", "--lora-rank 0: no"),
+        ("a lower learning_rate or seed", "a lower --learning-rate or seed"),
+        ("key 'max_length' in /a/max_length.json", "key 'max_length' in /a/max_length.json"),
         ("number=5, config.seed=5, x = y", "number=5, config.seed=5, x = y"),
     ],
 )

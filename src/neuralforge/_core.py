@@ -41,6 +41,7 @@ SLOTS = {
     "final_norm": lib.NF_FINAL_NORM,
     "head": lib.NF_HEAD,
 }
+MAX_THREADS = 1024  # of a pool, see csrc/core/pool.c
 MODES = {"none": lib.NF_MODE_INFER, "lora": lib.NF_MODE_LORA, "full": lib.NF_MODE_FULL}
 _ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_ARGUMENT: ConfigError, lib.NF_ERR_MEMORY: WontFitError}
 

@@ -282,6 +282,7 @@ def _pack(lengths: Sequence[int] | npt.NDArray[np.integer], order: npt.NDArray[n
     says whether there are any, so the best bin is the lowest set bit at or above the length.
     """
     sizes = np.asarray(lengths, np.int64)[order]
+    capacity = min(capacity, int(sizes.sum()))  # `rooms` has a bit for each place
     bins: list[list[int]] = []
     room: dict[int, list[int]] = {}
     rooms = 0

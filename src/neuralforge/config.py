@@ -187,6 +187,7 @@ class TrainConfig:
             _check(
                 isinstance(value, (int, float)) and math.isfinite(value) and value > 0, name, value, "must be a positive number"
             )
+        _check(c.num_train_epochs <= 1e6, "num_train_epochs", c.num_train_epochs, "must be at most a million")
         for name in ("weight_decay", "max_grad_norm", "lr_min"):
             value = getattr(c, name)
             _check(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0, name, value, "must be zero or more")

@@ -32,9 +32,10 @@ _OPTIONS = {f.name: f.name.replace("_", "-") for c in (TrainConfig, LoraConfig) 
     "max_new_tokens": "max-tokens",
     **{n: n.replace("_", "-") for n in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "threads", "dtype")},
 }
-_SETTING = re.compile(
-    rf"(?<![\w.])({'|'.join(sorted(_OPTIONS, key=len, reverse=True))})=(?:'([^']*)'|(\[[^]]*\]|-?[\w.+-]*\w))"
-)
+_NAMES = sorted(_OPTIONS, key=len, reverse=True)
+_SETTING = re.compile(rf"(?<![\w.])({'|'.join(_NAMES)})=(?:'([^']*)'|(\[[^]]*\]|-?[\w.+-]*\w))")
+# without a value only names that cannot be an ordinary word
+_BARE = re.compile(rf"(?<![\w.'\"/-])(?:{'|'.join(n for n in _NAMES if '_' in n)})(?![\w=./'\"-])")
 
 
 def out(text: str, *, end: str = "\n") -> None:
@@ -171,7 +172,7 @@ def typed(error: BaseException) -> NeuralForgeError | None:
 def in_options(text: str) -> str:
     """`text` with settings as the command has them: max_length=8 becomes --max-length 8."""
     text = text.replace("resume_from_checkpoint=False", "--no-resume").replace("resume_from_checkpoint='auto'", "no --resume")
-    return _SETTING.sub(_as_option, text)
+    return _BARE.sub(lambda match: f"--{_OPTIONS[match[0]]}", _SETTING.sub(_as_option, text))
 
 
 def _as_option(match: re.Match[str]) -> str:

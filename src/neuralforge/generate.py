@@ -45,7 +45,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "must be zero or more"),
             "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
             "min_p": (0 <= self.min_p <= 1, "must be in [0, 1]"),
-            "repetition_penalty": (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0, "must be positive"),
+            "repetition_penalty": (0.001 <= self.repetition_penalty <= 1000, "must be from 0.001 to 1000"),
             "seed": (self.seed >= 0, "must be zero or more"),
         }
         for name, (holds, rule) in rules.items():
@@ -68,7 +68,7 @@ def probabilities(logits: F32Array, seen: Collection[int], sampling: Sampling) -
         only = np.zeros_like(scores)
         only[int(scores.argmax())] = 1.0
         return only
-    scores /= sampling.temperature
+    scores /= max(sampling.temperature, 1e-12)  # what is smaller changes nothing but may overflow
     if 0 < sampling.top_k < scores.size:
         scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf
     p: npt.NDArray[np.float64] = np.exp(scores - scores.max())

@@ -78,7 +78,7 @@ class Model:
         Raises:
             ModelError, TokenizerError: a file is missing, damaged, unsupported or does not fit.
             BackendError: the backend is not available.
-            ConfigError: `threads` is negative or `dtype` unknown.
+            ConfigError: `threads` is out of range or `dtype` unknown.
 
         Example:
             >>> import neuralforge as nf
@@ -86,8 +86,8 @@ class Model:
             >>> model.config.model_type
             'llama'
         """
-        if threads < 0:
-            raise ConfigError(f"threads={threads}: must be 0 (all cores) or more")
+        if not 0 <= threads <= _core.MAX_THREADS:
+            raise ConfigError(f"threads={threads}: must be 0 (all cores) or from 1 to {_core.MAX_THREADS}")
         chosen = backends.choose(backend)
         checked = chosen.resolve_dtype(dtype)
         checkpoint = formats.load(resolve(path))
