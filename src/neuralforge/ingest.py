@@ -23,8 +23,6 @@ from .documents import KINDS, Skip, read_file
 from .errors import ConfigError, DataError
 from .records import ACCEPTED, Row, clean, from_record, kind_of
 
-__all__ = ["Dataset", "Row", "Split", "shuffled"]
-
 log = logging.getLogger("neuralforge")
 
 

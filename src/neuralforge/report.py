@@ -33,8 +33,6 @@ from .history import (
     visible,
 )
 
-__all__ = ["duration", "loss_chart", "render_html", "render_notebook", "visible", "write_report"]
-
 MAX_ROWS = 200
 
 STYLE = """

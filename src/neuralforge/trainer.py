@@ -35,8 +35,8 @@ from .run import Run, number, outcome
 from .weights import ParamSet
 
 if TYPE_CHECKING:
-    from .ingest import Row
     from .model import Model
+    from .records import Row
 
 log = logging.getLogger("neuralforge")
 
