@@ -17,11 +17,11 @@ from .batches import encode_rows
 from .config import LoraConfig, TrainConfig
 from .errors import DataError
 from .events import Event
-from .heldout import evaluate
-from .ingest import Dataset, Row, shuffled
+from .history import duration, visible
+from .ingest import Dataset, shuffled
 from .model import EMBEDDED, Model
 from .quickstart import HELD_OUT
-from .report import duration, visible
+from .records import Row
 from .run import Run
 from .trainer import Trainer
 
@@ -33,6 +33,7 @@ MOST_PASSAGES, MOST_HELD_OUT = 3000, 60
 MAX_LENGTH = 512
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 LEARNING_RATE = 4e-3
+_PROMPT = 16  # tokens; the last word may be cut, and is left out
 
 _END = re.compile(r"\s*\n\s*\n")
 
@@ -67,9 +68,8 @@ def run_demo(
     if (output_dir / "events.jsonl").exists():
         say(f"An older run in {output_dir} is replaced.")
     model = Model.from_pretrained(EMBEDDED)
-    what = "the documentation of this package" if folder is None else str(folder)
-    say(f"Base model: {model.config.num_parameters / 1e6:.1f} million weights, trained on children's stories, two old books and speeches.")
-    say(f"Documents: {what}, {len(train)} passages to learn and {len(held_out)} held out.")
+    for line in _beginning(model, folder, train, held_out):
+        say(line)
     before = _standing(model, held_out)
     args = settings(output_dir, steps=steps)
     callbacks = [] if listener is None else [listener]
@@ -194,9 +194,28 @@ class Standing:
 
 
 def _standing(model: Model, held_out: Dataset) -> Standing:
-    loss = evaluate(model, held_out, max_length=MAX_LENGTH)["loss"]
-    first = encode_rows(held_out[:1], model.tokenizer, model.template, max_length=MAX_LENGTH, on_overflow="split")
-    return Standing(loss, *heldout.sample(model.session, model, first.examples[0]))
+    loss = heldout.evaluate(model, held_out, max_length=MAX_LENGTH)["loss"]
+    prompt = _start(model, held_out)
+    text = model.generate(prompt, temperature=0.3, repetition_penalty=1.1, max_new_tokens=60)
+    return Standing(loss, prompt, text)
+
+
+def _start(model: Model, held_out: Dataset) -> str:
+    """The first words of the first held-out row, or what stands before its answer where it has one."""
+    data = encode_rows(held_out[:1], model.tokenizer, model.template, max_length=MAX_LENGTH, on_overflow="split")
+    first = data.examples[0]
+    asked = int(first.trained.argmax())
+    if asked > 1:
+        return model.tokenizer.decode(first.ids[:asked][-MAX_LENGTH // 2 :].tolist())
+    text = model.tokenizer.decode(first.ids[:_PROMPT].tolist())
+    return text.rpartition(" ")[0] or text.rstrip("\ufffd")
+
+
+def _beginning(model: Model, folder: str | Path | None, train: Dataset, held_out: Dataset) -> Iterator[str]:
+    size = f"{model.config.num_parameters / 1e6:.1f} million weights"
+    yield f"Base model: {size}, trained on children's stories, two old books and speeches."
+    what = "the documentation of this package" if folder is None else str(folder)
+    yield f"Documents: {what}, {len(train):,} passages to learn and {len(held_out)} held out."
 
 
 def _findings(run: Run, before: Standing, after: Standing) -> Iterator[str]:
