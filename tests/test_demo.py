@@ -145,6 +145,28 @@ def test_a_small_file_is_enough(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row, prompt",
+    [
+        (
+            {"text": "The unhappy {i} gulls were circling extraordinarily slowly over the harbour of Scheveningen."},
+            "The unhappy ",
+        ),
+        ({"text": "渡船于{i}时离开北码头" * 90}, ""),
+        ({"prompt": "When does ferry {i} leave?", "completion": "At nine."}, "When does ferry "),
+        ({"messages": [{"role": "user", "content": "Ferry {i}?"}, {"role": "assistant", "content": "At nine."}]}, "### User"),
+    ],
+)
+def test_the_prompt_is_the_start_of_a_held_out_row(tmp_path, row, prompt):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row).replace("{i}", str(i)) + "\n" for i in range(10)))
+    code, said, _ = run(data, tmp_path / "out", steps=1)
+    shown = re.search(r"A held-out passage begins: (.*)\n  before:", said, re.DOTALL)[1]
+    assert code == 0 and shown and shown.startswith(prompt) and "\ufffd" not in shown
+    if "text" in row and "gulls" in row["text"]:
+        assert set(shown.split()) <= {*row["text"].split(), *"0123456789"}, "the last word is cut"
+
+
+@pytest.mark.parametrize(
     "name, content, message",
     [
         ("empty", None, "no usable file"),
