@@ -147,23 +147,22 @@ def test_a_small_file_is_enough(tmp_path):
 @pytest.mark.parametrize(
     "row, prompt",
     [
+        # the sixteenth token is the middle of Scheveningen
+        ({"text": "The {i} gulls circled over Scheveningen, Katwijk, Noordwijk and Zandvoort."}, r"The \d gulls circled over"),
+        ({"text": "渡船于{i}时离开北码头" * 90}, r"[渡船于\d时离开北码头]+"),
+        ({"prompt": "When does ferry {i} leave?", "completion": "At nine."}, r"When does ferry \d leave\?"),
         (
-            {"text": "The unhappy {i} gulls were circling extraordinarily slowly over the harbour of Scheveningen."},
-            "The unhappy ",
+            {"messages": [{"role": "user", "content": "Ferry {i}?"}, {"role": "assistant", "content": "At nine."}]},
+            r"### User:\nFerry \d\?\n\n### Assistant:\n",
         ),
-        ({"text": "渡船于{i}时离开北码头" * 90}, ""),
-        ({"prompt": "When does ferry {i} leave?", "completion": "At nine."}, "When does ferry "),
-        ({"messages": [{"role": "user", "content": "Ferry {i}?"}, {"role": "assistant", "content": "At nine."}]}, "### User"),
     ],
 )
 def test_the_prompt_is_the_start_of_a_held_out_row(tmp_path, row, prompt):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row).replace("{i}", str(i)) + "\n" for i in range(10)))
     code, said, _ = run(data, tmp_path / "out", steps=1)
-    shown = re.search(r"A held-out passage begins: (.*)\n  before:", said, re.DOTALL)[1]
-    assert code == 0 and shown and shown.startswith(prompt) and "\ufffd" not in shown
-    if "text" in row and "gulls" in row["text"]:
-        assert set(shown.split()) <= {*row["text"].split(), *"0123456789"}, "the last word is cut"
+    assert code == 0
+    assert re.search(rf"\nA held-out passage begins: {prompt}\n  before:", said), said
 
 
 @pytest.mark.parametrize(
