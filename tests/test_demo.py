@@ -144,6 +144,14 @@ def test_a_small_file_is_enough(tmp_path):
     assert code == 0 and "passages to learn" in said
 
 
+@pytest.mark.parametrize("count, asked, taken", [(2, 600, 60), (2, 30, 30), (200, 600, 200), (200, 50, 50), (900, 600, 600)])
+def test_few_documents_take_few_steps(count, asked, taken):
+    """A line is about 115 characters of `LINE`, 26 tokens; eight times 200 * 5 of them are 200 steps of 1,024."""
+    model = nf.Model.from_pretrained("embedded")
+    rows = Dataset.from_list([{"text": " ".join([LINE.format(i=i)] * 5)} for i in range(count)])
+    assert demo._enough(asked, model, rows) == pytest.approx(taken, rel=0.25)
+
+
 @pytest.mark.parametrize(
     "row, prompt",
     [

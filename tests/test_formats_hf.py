@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -489,6 +492,16 @@ def test_write_atomic_replaces_whole_files_only(tmp_path: Path) -> None:
     files.write_atomic(path, iter([b"ne", memoryview(b"wer")]))
     assert path.read_bytes() == b"newer"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_write_atomic_clears_up_after_a_killed_process(tmp_path: Path) -> None:
+    code = "import os, signal; from neuralforge import files\n"
+    code += "def pieces():\n    yield b'half'\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    code += f"files.write_atomic({str(tmp_path / 'x')!r}, pieces())"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == [".x.part"]
+    files.write_atomic(tmp_path / "x", b"whole")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x", b"whole")]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -69,7 +68,7 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes | memoryview]) -
         OutputError: it cannot be written. The old file is then as it was and no partial file is left.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part = path.with_name(f".{path.name}.part")  # always the same, so that what a killed process left is written over
     try:
         with part.open("wb") as f:
             f.writelines((data,) if isinstance(data, bytes) else data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import html
 import math
-import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -249,7 +248,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     folder = Path(run_dir)
     page = render_html(read_events(folder / "events.jsonl"), title=folder.resolve().name)
-    target, beside = folder / "run.html", folder / f".run.html.{os.getpid()}"
+    target, beside = folder / "run.html", folder / ".run.html.part"
     try:
         beside.write_text(page, encoding="utf-8")
         beside.replace(target)
