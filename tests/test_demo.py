@@ -72,7 +72,7 @@ def test_passages_keep_every_character_but_white_space(text, size):
 
 def test_without_a_folder_the_documentation_of_the_package_is_read(tmp_path):
     texts = [row.data["text"] for row in demo.documents(None, leave_out=tmp_path)]
-    assert any(text.startswith("trainer: The training loop") for text in texts), "docstrings"
+    assert any(text.startswith("The training loop") for text in texts), "docstrings"
     assert any(text.startswith("# Architecture") for text in texts), "pages of docs/"
     assert sum(map(len, texts)) > 50_000
 
@@ -122,7 +122,7 @@ def test_a_run_says_what_it_did_and_leaves_what_it_names(pages, tmp_path):
     assert {Start, Step, Eval, Sample, Done} <= {*kinds} and kinds == [*map(type, read_events(output / "events.jsonl"))]
     before, after = map(float, re.search(r"Held-out loss: ([\d.]+) before, ([\d.]+) after 6 steps", said).groups())
     assert after < before
-    assert re.search(r"A held-out passage begins: The ferry.*\n  before: .*\n  after: ", said, re.DOTALL)
+    assert re.search(r"A held-out passage begins: The ferry.*\n  before: .*\n   after: ", said, re.DOTALL)
     assert (output / "run.html").is_file() and list(output.glob("checkpoint-*/state.json"))
     assert json.loads((output / "adapter" / "adapter_config.json").read_text())["r"] == demo.LORA.r
     # the loss after is that of the adapter on disk
@@ -144,9 +144,9 @@ def test_a_small_file_is_enough(tmp_path):
     assert code == 0 and "passages to learn" in said
 
 
-@pytest.mark.parametrize("count, asked, taken", [(2, 600, 60), (2, 30, 30), (200, 600, 200), (200, 50, 50), (900, 600, 600)])
+@pytest.mark.parametrize("count, asked, taken", [(2, 600, 60), (2, 30, 30), (200, 600, 320), (200, 50, 50), (900, 600, 600)])
 def test_few_documents_take_few_steps(count, asked, taken):
-    """A line is about 115 characters of `LINE`, 26 tokens; eight times 200 * 5 of them are 200 steps of 1,024."""
+    """A line has about 41 tokens; eight times 200 * 5 of them are 320 steps of 1,024."""
     model = nf.Model.from_pretrained("embedded")
     rows = Dataset.from_list([{"text": " ".join([LINE.format(i=i)] * 5)} for i in range(count)])
     assert demo._enough(asked, model, rows) == pytest.approx(taken, rel=0.25)
