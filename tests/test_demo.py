@@ -107,7 +107,7 @@ def test_of_a_large_folder_a_part_is_taken():
 
 def test_samples_are_made_from_words_rather_than_tables():
     table = "| a | 1 | 2 |\n|---|---|---|\n" * 3
-    texts = [table, "middle of a sentence without an end ", LINE]
+    texts = [table, "wherever fishermen congregate afterwards everybody remembers yesterdays thunderstorm ", LINE]
     rows = Dataset.from_list([{"text": text.replace("{i}", str(i)) + str(i)} for text in texts for i in range(40)])
     assert demo.split_passages(rows)[1][0].data["text"].startswith("The ferry")
 
