@@ -196,3 +196,11 @@ def test_what_does_not_fit_is_said_at_the_door(stories: Path, shared: Path, tmp_
         Model.from_pretrained("nowhere/model")
     with pytest.raises(DataError, match="no ids"):
         without.logits([])
+
+
+def test_the_embedded_model_is_called_so(tmp_path: Path) -> None:
+    """Its place inside an installation means nothing elsewhere, so neither a report nor an adapter names it."""
+    model = Model.from_pretrained("embedded")
+    assert model.path == "embedded" and "embedded" in repr(model)
+    random_adapter(model).save_pretrained(tmp_path)
+    assert '"base_model_name_or_path": "embedded"' in (tmp_path / "adapter_config.json").read_text()

@@ -20,13 +20,14 @@ from .tokenizer import MAIN_FILES, Tokenizer
 from .weights import F32Array
 
 EMBEDDED = "embedded"
+_BASE = Path(__file__).with_name("data") / "base"
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
 def resolve(path: str | Path) -> Path:
     """The path of a model; "embedded" is the small base model that comes with the package."""
     if str(path) == EMBEDDED and not Path(path).exists():
-        return Path(__file__).with_name("data") / "base"
+        return _BASE
     return Path(path)
 
 
@@ -34,7 +35,7 @@ class Model:
     """A model and its tokenizer; make one with `Model.from_pretrained`.
 
     Attributes:
-        path: the folder or file it comes from.
+        path: the folder or file it comes from, or "embedded".
         checkpoint, config, weights: what was loaded; weights are memory-mapped.
         tokenizer: the tokenizer; asking for it raises TokenizerError where the model has none.
         template: the chat template, the tokenizer's own or the plain built-in one.
@@ -46,7 +47,7 @@ class Model:
         self, checkpoint: formats.Checkpoint, tokenizer: Tokenizer | None, *, backend: Any, dtype: str, threads: int
     ) -> None:
         self.checkpoint = checkpoint
-        self.path = checkpoint.path
+        self.path = EMBEDDED if checkpoint.path == str(_BASE) else checkpoint.path
         self.config = checkpoint.config
         self.weights = checkpoint.weights
         self.backend = backend
