@@ -16,7 +16,7 @@ C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 # Such settings make OpenBLAS take other kernels or thread counts than it does for others.
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS OMP_NUM_THREADS
 
-.PHONY: build test test-c test-all sanitize lint fmt bench demo docs clean
+.PHONY: build test test-c test-all sanitize cross lint fmt bench demo docs clean
 
 build: $(VENV)/.build
 
@@ -105,6 +105,24 @@ sanitize: build $(C_TESTS:%=build/c/sanitize/%)
 	NF_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(PRELOAD)" PYTHONPATH=$(SANITIZED) \
 	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer.py tests/test_cpu_engine.py)
+
+# --- other machines: the C tests on emulated arm64 Linux, and the C sources compiled for macOS, where nothing was run yet
+
+CROSS_FLAGS = -std=c11 -O2 -ffp-contract=fast -fno-math-errno -Wall -Wextra -Werror -Wno-psabi -pthread -Icsrc
+ARM := build/c/arm64
+
+$(VENV)/.cross: pyproject.toml | $(VENV)/.build
+	$(PY) -m pip install -q ziglang
+	@touch $@
+
+cross: $(VENV)/.cross
+	@mkdir -p $(ARM) build/c/macos
+	for t in $(C_TESTS); do \
+	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -static tests/c/$$t.c $(C_SOURCES) -o $(ARM)/$$t -lm && \
+	    qemu-aarch64-static $(ARM)/$$t | tail -n 1 || exit 1; done
+	for f in $(C_SOURCES); do \
+	    $(PY) -m ziglang cc -target aarch64-macos.14.0 $(CROSS_FLAGS) -DNF_USE_ACCELERATE=1 -c $$f \
+	    -o build/c/macos/$$(basename $$f .c).o || exit 1; done
 
 # --- style
 

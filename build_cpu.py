@@ -34,7 +34,7 @@ def blas() -> dict[str, Any]:
         return {}
     if sys.platform == "darwin":
         return {
-            "define_macros": [("NF_USE_ACCELERATE", "1"), ("ACCELERATE_NEW_LAPACK", "1")],
+            "define_macros": [("NF_USE_ACCELERATE", "1")],
             "extra_link_args": ["-framework", "Accelerate"],
         }
     try:

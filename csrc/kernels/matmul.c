@@ -1,25 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "matmul.h"
 
-#if defined(NF_USE_ACCELERATE)
-#include <Accelerate/Accelerate.h>
-#define NF_CBLAS(name) cblas_##name
-#elif defined(NF_USE_OPENBLAS)
-/* The prototypes of the few functions used here, so that the prefixed names of the packaged library need no header. */
+#if defined(NF_USE_ACCELERATE) || defined(NF_USE_OPENBLAS)
+/* The prototypes of the few functions used here: no header is needed, and the packaged OpenBLAS has prefixed names. */
 #define NF_JOIN_(a, b) a##b
 #define NF_JOIN(a, b) NF_JOIN_(a, b)
 #ifndef BLAS_SYMBOL_PREFIX
 #define BLAS_SYMBOL_PREFIX
 #endif
 #define NF_CBLAS(name) NF_JOIN(BLAS_SYMBOL_PREFIX, cblas_##name)
-#define NF_OPENBLAS(name) NF_JOIN(BLAS_SYMBOL_PREFIX, openblas_##name)
 enum { CblasRowMajor = 101, CblasNoTrans = 111, CblasTrans = 112 };
 void NF_CBLAS(sgemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
                      int ldb, float beta, float *c, int ldc);
 void NF_CBLAS(sgemv)(int order, int trans, int m, int n, float alpha, const float *a, int lda, const float *x, int incx,
                      float beta, float *y, int incy);
-void NF_OPENBLAS(set_num_threads)(int n);
-char *NF_OPENBLAS(get_config)(void);
 #endif
 
 #if defined(NF_CBLAS)
@@ -37,6 +31,9 @@ void nf_matmul(int ta, int tb, int64_t M, int64_t N, int64_t K, float alpha, con
 }
 
 #if defined(NF_USE_OPENBLAS)
+#define NF_OPENBLAS(name) NF_JOIN(BLAS_SYMBOL_PREFIX, openblas_##name)
+void NF_OPENBLAS(set_num_threads)(int n);
+char *NF_OPENBLAS(get_config)(void);
 void nf_matmul_single_thread(void) { NF_OPENBLAS(set_num_threads)(1); }
 const char *nf_matmul_library(void) { return NF_OPENBLAS(get_config)(); }
 #else
