@@ -18,6 +18,7 @@ from neuralforge import checkpoint, events, runlog
 from neuralforge.config import LoraConfig, TrainConfig
 from neuralforge.errors import ConfigError, NonFiniteLossError, OutputError
 from neuralforge.heldout import evaluate
+from neuralforge.ingest import Dataset
 from neuralforge.trainer import Trainer
 
 
@@ -300,3 +301,12 @@ def test_event_file_is_a_folder(model: Any, tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"events\.jsonl"):
         simple(model, tmp_path).train()
+
+
+def test_rows_beyond_the_context_of_the_model_are_told(tiny_llama: Any, tmp_path: Path) -> None:
+    model = small.open_model(tiny_llama(max_position_embeddings=16))
+    rows = Dataset.from_list([{"text": "the cat and the dog ran to the river in the rain"}] * 2)
+    for limit, told in ((64, 1), (16, 0)):
+        args = TrainConfig(output_dir=str(tmp_path / str(limit)), max_steps=1, max_length=limit, on_overflow="split")
+        run = Trainer(model, args, peft_config=LoraConfig(r=2), train_dataset=rows).train()
+        assert sum("made for 16" in e.message for e in run.events if isinstance(e, events.Warning)) == told

@@ -197,8 +197,12 @@ class Trainer:
         for what, data in (("training", job.train), ("held-out", job.held_out)):
             if data is not None and data.counts.too_long:
                 yield self._tell(job, _overflow_warning(step, what, data, self.args))
+        longest, context = int(job.train.lengths.max()), c.max_position_embeddings
+        if longest > context:
+            hint = f"max_length={context} keeps to what it knows"
+            yield self._tell(job, Warning(step, f"rows of {longest} tokens in a model made for {context}", hint=hint))
         if model.adapter is not None:
-            hint = "to build on it, merge it into the base first"
+            hint = "to go on with it, resume the run that made it"
             yield self._tell(job, Warning(step, "the adapter in use is left out; training works on the base", hint=hint))
         if step and _finished(job):
             hint = "resume_from_checkpoint=False starts over"
