@@ -176,16 +176,25 @@ def _memory(
 
 def resident_bytes() -> int:
     """Memory that this process holds now; its peak so far where the system does not say."""
-    status = Path("/proc/self/statm")
-    if status.exists():
-        import resource
-
-        return int(status.read_text().split()[1]) * resource.getpagesize()
-    return peak_bytes()
+    return _status("VmRSS") or peak_bytes()
 
 
 def peak_bytes() -> int:
     """The largest resident memory of this process so far."""
+    # Linux counts the parent's memory into getrusage's figure when a process is started, but not into this one
+    return _status("VmHWM") or _rusage()
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status in bytes; 0 where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def _rusage() -> int:
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
