@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the C core becomes the extension `neuralforge._cpu` (cffi API mode). Run by setup.py; `flags()` also serves the Makefile.
 
-    python build_cpu.py          prints the compiler flags, one line, for the C tests
+python build_cpu.py          prints the compiler flags, one line, for the C tests
 """
 
 from __future__ import annotations
