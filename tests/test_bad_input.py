@@ -192,7 +192,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     # --- config file
     "config missing": (lambda p: p.train("--config", p.folder / "no.json"), USAGE, ("no.json", "no such file")),
     "config is a folder": (lambda p: p.train("--config", p.empty("c.json")), USAGE, ("c.json",)),
-    "config broken": (lambda p: p.train("--config", p.file("c.json", '{"steps": 1,\n}')), USAGE, ("c.json", "line 2")),
+    "config broken": (lambda p: p.train("--config", p.file("c.json", '{"steps": 1\n"x": 2}')), USAGE, ("c.json", "line 2")),
     "config no object": (lambda p: p.train("--config", p.file("c.json", "[1]")), USAGE, ("c.json", "list")),
     "config not text": (lambda p: p.train("--config", p.file("c.json", b"{\xff}")), USAGE, ("c.json", "byte 1")),
     "config unknown key": (lambda p: p.train("--config", p.file("c.json", '{"stesp": 1}')), USAGE, ("c.json", "'stesp'")),

@@ -41,7 +41,7 @@ BAD_FILES = [
     ("number.jsonl", b'{"text": "a"}\n7\n', "number.jsonl:2: expected an object with named values, found int"),
     ("deep.jsonl", b'{"text":' + b"[" * 100_000, "deep.jsonl:1: JSON is nested too deeply"),
     ("digits.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "digits.jsonl:1: JSON value cannot be read"),
-    ("broken.json", b'[\n {"text": "a"},\n]', "broken.json: line 3 column 1: broken JSON"),
+    ("broken.json", b'[\n {"text": "a"}\n {"text": "b"}]', "broken.json: line 3 column 2: broken JSON"),
     ("config.json", b'{"hidden_size": 64}', "config.json row 1: cannot tell what to train on; the keys are: hidden_size"),
     ("list.json", b'[{"text": "a"}, "b"]', "list.json row 2: expected an object"),
     ("none.json", b"[]", "none.json: holds no rows"),
