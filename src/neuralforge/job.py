@@ -184,8 +184,8 @@ def open_job(
     resume: str | Path | bool,
 ) -> Job:
     """Encode the rows, find the checkpoint, open the session and stand at the right place; see `Trainer.start`."""
-    train = _encode(train_rows, model, args)
-    held_out = None if eval_rows is None or args.eval_strategy == "no" else _encode(eval_rows, model, args)
+    train = encode(train_rows, model, args)
+    held_out = None if eval_rows is None or args.eval_strategy == "no" else encode(eval_rows, model, args)
     identity = runstate.identity(model, args, peft_config, train=train, held_out=held_out)
     folder = make_folder(args.output_dir)
     checkpoint.clean(folder)
@@ -215,7 +215,8 @@ def open_job(
     return job
 
 
-def _encode(rows: Iterable[Row], model: Model, args: TrainConfig) -> Encoded:
+def encode(rows: Iterable[Row], model: Model, args: TrainConfig) -> Encoded:
+    """Rows as the settings of a run want them."""
     return encode_rows(
         rows,
         model.tokenizer,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import cost
-from .batches import Batch, Encoded, collate, encode_rows, epoch_order, eval_order, total_steps
+from .batches import Batch, Encoded, collate, epoch_order, eval_order, total_steps
 from .config import LoraConfig, ModelConfig, TrainConfig, tensor_shapes
+from .job import encode
 from .lora import lora_shapes
 from .optim import init, update
 from .weights import ParamSet, Tensor
@@ -102,8 +103,8 @@ def plan(
     """
     before = resident_bytes()
     settings = dataclasses.replace(args, on_overflow="truncate") if args.on_overflow == "error" else args
-    train = _encode(train_dataset, model, settings)
-    held_out = None if eval_dataset is None or args.eval_strategy == "no" else _encode(eval_dataset, model, settings)
+    train = encode(train_dataset, model, settings)
+    held_out = None if eval_dataset is None or args.eval_strategy == "no" else encode(eval_dataset, model, settings)
     order = epoch_order(
         train.lengths,
         epoch=0,
@@ -133,17 +134,6 @@ def plan(
         available_memory_bytes=free + before if free else 0,
         seconds=seconds,
         ms_per_step=1000 * per_step,
-    )
-
-
-def _encode(rows: Iterable[Row], model: Model, args: TrainConfig) -> Encoded:
-    return encode_rows(
-        rows,
-        model.tokenizer,
-        model.template,
-        max_length=args.max_length,
-        completion_only_loss=args.completion_only_loss,
-        on_overflow=args.on_overflow,
     )
 
 
