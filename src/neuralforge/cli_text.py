@@ -124,7 +124,6 @@ def _pieces(
     model: Model, prompt: Any, sampling: Sampling, *, max_tokens: int, stop: Sequence[str]
 ) -> Iterator[tuple[list[int], str]]:
     """New ids with the text that became certain by them; the last pair may have no text, or no ids."""
-    from . import generate
 
     fresh: list[int] = []
 
@@ -133,16 +132,8 @@ def _pieces(
             fresh.append(i)
             yield i
 
-    ids = generate.token_ids(
-        model.session,
-        model.encode_prompt(prompt),
-        sampling,
-        max_new_tokens=max_tokens,
-        context=model.config.max_position_embeddings,
-        stops=model.stop_ids,
-    )
-    continuation = isinstance(prompt, str) and bool(prompt)
-    for text in generate.text_pieces(kept(ids), model.tokenizer, stop=stop, continuation=continuation):
+    ids = model.new_ids(prompt, sampling, max_new_tokens=max_tokens)
+    for text in model.pieces(prompt, kept(ids), stop=stop):
         yield list(fresh), text
         fresh.clear()
     if fresh:

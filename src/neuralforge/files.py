@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import sys
@@ -147,15 +146,3 @@ def read_json(path: str | Path, *, error: type[NeuralForgeError] = ModelError) -
     if not isinstance(value, dict):
         raise error(f"{path}: holds a JSON {type(value).__name__}, not an object", hint="is this the right file?")
     return value
-
-
-def sha256_file(path: str | Path, *, error: type[NeuralForgeError] = ModelError) -> str:
-    """The SHA-256 of a file's bytes in hexadecimal; `error` when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    except OSError as e:
-        raise error(f"{path}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
-    return digest.hexdigest()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,11 @@ class Model:
     ) -> Iterator[str]:
         """Write on after a prompt, piece by piece; see `generate`."""
         sampling = generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        ids = generate.token_ids(
+        yield from self.pieces(prompt, self.new_ids(prompt, sampling, max_new_tokens=max_new_tokens), stop=stop)
+
+    def new_ids(self, prompt: Prompt, sampling: generate.Sampling, *, max_new_tokens: int) -> Iterator[int]:
+        """The ids that follow a prompt, one by one; see `generate.token_ids`."""
+        return generate.token_ids(
             self.session,
             self.encode_prompt(prompt),
             sampling,
@@ -201,7 +205,11 @@ class Model:
             context=self.config.max_position_embeddings,
             stops=self.stop_ids,
         )
-        yield from generate.text_pieces(ids, self.tokenizer, stop=stop, continuation=isinstance(prompt, str) and bool(prompt))
+
+    def pieces(self, prompt: Prompt, ids: Iterable[int], *, stop: Sequence[str] = ()) -> Iterator[str]:
+        """The text of new ids; one that goes on from a text keeps its leading space, an answer or a beginning does not."""
+        continues = isinstance(prompt, str) and bool(prompt)
+        yield from generate.text_pieces(ids, self.tokenizer, stop=stop, continuation=continues)
 
     def generate(self, prompt: Prompt, **options: Any) -> str:
         """Write on after a prompt.

@@ -99,10 +99,6 @@ class Words:
 
     steps: tuple[re.Pattern[str] | None, ...]
 
-    @property
-    def adds_space(self) -> bool:
-        return None in self.steps
-
     def cut(self, text: str, *, prefix: bool = True) -> list[str]:
         """The words of `text`, in order; with prefix=False the first one gets no space in front."""
         pieces = [text] if text else []

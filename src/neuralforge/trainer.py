@@ -394,10 +394,6 @@ def _overflow_warning(step: int, what: str, data: Encoded, args: TrainConfig) ->
     return Warning(step, message, hint=f"the longest, {c.worst[0][0]}, has {c.worst[0][1]} tokens")
 
 
-def _copy(params: ParamSet) -> ParamSet:
-    return ParamSet(params.shapes, n_decay=params.n_decay, flat=params.flat.copy())
-
-
 def _dropout_seed(seed: int, micros: int) -> int:
     """63 bits that belong to one micro-step of one run."""
     return int(np.random.SeedSequence((seed, micros)).generate_state(1, np.uint64)[0] >> 1)
