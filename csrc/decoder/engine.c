@@ -227,7 +227,7 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     int64_t prepared = e->narrow ? nf_operand_bytes(T, widest) : 0;
     e->input = take(a, prepared, 1);
     for (int i = 0; i < 3; i++) e->d_output[i] = take(a, training ? prepared : 0, 1);
-    e->product_bytes = e->narrow ? (nf_linear_scratch(widest) + 63) / 64 * 64 : 0;
+    e->product_bytes = e->narrow ? (nf_linear_scratch(widest, lora_width) + 63) / 64 * 64 : 0;
     e->product_scratch = take(a, workers * e->product_bytes, 1);
     e->entropy_scratch = floats(a, nf_cross_entropy_scratch(T, D, c->vocab, workers, e->mode == NF_MODE_FULL));
 

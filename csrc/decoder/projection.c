@@ -94,15 +94,14 @@ static void project_tile(void *context, int64_t index, int worker) {
     int64_t out = p->base.out, in = p->base.in;
     float *y = j->y[at.which] + at.row * out + at.col;
     nf_operand x = nf_operand_in(j->e->input, j->x, in, j->T, in);
-    if (j->residual)
-        for (int64_t t = 0; t < at.rows; t++)
-            memcpy(y + t * out, j->residual + (at.row + t) * out + at.col, (size_t)at.cols * sizeof *y);
-    nf_linear_tile(&p->base, y, out, &x, at.row, at.rows, at.col, at.col + at.cols, j->residual ? 1.0f : 0.0f,
+    nf_addend add = {.bias = p->base.bias ? p->base.bias + at.col : NULL, .ld = out};
+    if (j->residual) add.start = j->residual + at.row * out + at.col;
+    if (p->r) {
+        add.r = add.ldu = add.v_c = p->r, add.v_k = 1, add.scale = p->scale;
+        add.u = p->h + at.row * p->r, add.v = p->b + at.col * p->r;
+    }
+    nf_linear_tile(&p->base, y, out, &x, at.row, at.rows, at.col, at.col + at.cols, &add,
                    j->e->product_scratch + worker * j->e->product_bytes);
-    if (p->base.bias)
-        for (int64_t t = 0; t < at.rows; t++) j->e->kernels->add_scaled(y + t * out, p->base.bias + at.col, 1.0f, at.cols);
-    if (p->r)
-        nf_matmul(0, 1, at.rows, at.cols, p->r, p->scale, p->h + at.row * p->r, p->r, p->b + at.col * p->r, p->r, 1.0f, y, out);
 }
 
 void nf_project(nf_engine *e, projection *const *p, int n, float *const *y, const float *x, const float *residual, int64_t T) {
@@ -134,29 +133,34 @@ static void output_rows(void *context, int64_t index, int worker) {
     }
 }
 
+/* d_x += dropout(d_h A), with the mask of the forward pass. */
+static void add_dropped(const job *j, const projection *p, float *d_x, const float *d_h, place at, int worker) {
+    float *row = j->e->worker_scratch + worker * j->e->worker_floats;
+    int64_t in = p->base.in;
+    for (int64_t t = 0; t < at.rows; t++) {
+        nf_matmul(0, 0, 1, at.cols, p->r, 1.0f, d_h + t * p->r, p->r, p->a + at.col, in, 0.0f, row, at.cols);
+        drop(row, row, p, j->s->seed, at.row + t, at.col, at.cols);
+        j->e->kernels->add_scaled(d_x + t * in, row, 1.0f, at.cols);
+    }
+}
+
 static void input_tile(void *context, int64_t index, int worker) {
     const job *j = context;
     place at = locate(index, j->T, j->cols);
     int64_t in = j->cols[0];
-    float *d_x = j->d_x + at.row * in + at.col, beta = 0.0f, *d_a_x = NULL;
+    float *d_x = j->d_x + at.row * in + at.col;
     for (int i = 0; i < j->n; i++) {
         const projection *p = j->p[i];
         nf_operand d_y = gradient_of(j, i);
-        nf_linear_tile_input(&p->base, d_x, in, &d_y, at.row, at.rows, 0, at.col, at.col + at.cols, beta,
+        nf_addend add = {.start = i ? d_x : NULL, .ld = in};
+        const float *d_h = j->d_h[i] + at.row * p->r, *a = p->a + at.col;
+        if (p->r && !drops(p, j->s)) {
+            add.r = add.ldu = p->r, add.v_k = in, add.v_c = 1, add.scale = 1.0f;
+            add.u = d_h, add.v = a;
+        }
+        nf_linear_tile_input(&p->base, d_x, in, &d_y, at.row, at.rows, 0, at.col, at.col + at.cols, &add,
                              j->e->product_scratch + worker * j->e->product_bytes);
-        beta = 1.0f;
-        if (p->r == 0) continue;
-        const float *d_h = j->d_h[i] + at.row * p->r;
-        if (!drops(p, j->s)) {
-            nf_matmul(0, 0, at.rows, at.cols, p->r, 1.0f, d_h, p->r, p->a + at.col, in, 1.0f, d_x, in);
-            continue;
-        }
-        d_a_x = j->e->worker_scratch + worker * j->e->worker_floats;
-        for (int64_t t = 0; t < at.rows; t++) {
-            nf_matmul(0, 0, 1, at.cols, p->r, 1.0f, d_h + t * p->r, p->r, p->a + at.col, in, 0.0f, d_a_x, at.cols);
-            drop(d_a_x, d_a_x, p, j->s->seed, at.row + t, at.col, at.cols);
-            j->e->kernels->add_scaled(d_x + t * in, d_a_x, 1.0f, at.cols);
-        }
+        if (p->r && drops(p, j->s)) add_dropped(j, p, d_x, d_h, at, worker);
     }
 }
 

@@ -28,7 +28,7 @@ static int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 /* What one worker needs for its products: prepared rows of x, prepared logits, scratch. */
 static int64_t worker_bytes(int64_t D) {
     return align(nf_operand_bytes(ROWS, D)) + align(nf_operand_bytes(ROWS, CHUNK)) +
-           align(nf_linear_scratch(D > CHUNK ? D : CHUNK));
+           align(nf_linear_scratch(D > CHUNK ? D : CHUNK, 0));
 }
 
 typedef struct job {
@@ -61,7 +61,7 @@ static void stripe_forward(void *context, int64_t index, int worker) {
     if (acc) memset(acc, 0, (size_t)(rows * D) * sizeof *acc);
     for (int64_t v = stripe * per, end = min64(V, v + per); v < end; v += CHUNK) {
         int64_t cols = min64(CHUNK, end - v);
-        nf_linear_tile(head, logits, CHUNK, &x, 0, rows, v, v + cols, 0.0f, scratch);
+        nf_linear_tile(head, logits, CHUNK, &x, 0, rows, v, v + cols, NULL, scratch);
         for (int64_t t = 0; t < rows; t++) {
             int64_t target = j->targets[row + t] - v;
             if (target >= 0 && target < cols) j->target[row + t] = logits[t * CHUNK + target];
@@ -72,7 +72,8 @@ static void stripe_forward(void *context, int64_t index, int worker) {
             if (correction[t] != 1.0f) j->kernels->scale(acc + t * D, correction[t], D);
         p.width = cols;
         nf_linear_prepare_gradient(head, &p, v, 0, rows);
-        nf_linear_tile_input(head, acc, D, &p, 0, rows, v, 0, D, 1.0f, scratch);
+        nf_addend so_far = {.start = acc, .ld = D};
+        nf_linear_tile_input(head, acc, D, &p, 0, rows, v, 0, D, &so_far, scratch);
     }
 }
 
@@ -102,7 +103,7 @@ static void block_probabilities(void *context, int64_t index, int worker) {
     float *p = j->logits + row * BLOCK + col;
     nf_operand x = {.x = j->x, .ld = D, .width = D}; /* a trained head is float32: nothing to prepare */
     (void)worker;
-    nf_linear_tile(j->head, p, BLOCK, &x, row, rows, v, v + cols, 0.0f, NULL);
+    nf_linear_tile(j->head, p, BLOCK, &x, row, rows, v, v + cols, NULL, NULL);
     j->kernels->softmax_again(p, BLOCK, rows, cols, 1.0f, cols, 0, j->m + row);
     for (int64_t t = 0; t < rows; t++) j->kernels->scale(p + t * BLOCK, 1.0f / j->l[row + t], cols);
 }
@@ -114,7 +115,8 @@ static void block_gradients(void *context, int64_t index, int worker) {
     (void)worker;
     nf_matmul(1, 0, j->block_size, cols, j->n, 1.0f, j->logits, BLOCK, j->x + col, D, 1.0f, j->d_w + v * D + col, D);
     nf_operand p = {.x = j->logits, .ld = BLOCK, .width = j->block_size};
-    nf_linear_tile_input(j->head, j->d_x + col, D, &p, 0, j->n, v, col, col + cols, v > 0 ? 1.0f : 0.0f, NULL);
+    nf_addend so_far = {.start = v > 0 ? j->d_x + col : NULL, .ld = D};
+    nf_linear_tile_input(j->head, j->d_x + col, D, &p, 0, j->n, v, col, col + cols, &so_far, NULL);
 }
 
 /* The target's share of the gradients comes last: a one among thousands of small probabilities would cost them digits. */

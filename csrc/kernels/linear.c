@@ -69,45 +69,74 @@ static void widen(const nf_linear *l, float *out, int64_t o, int64_t i0, int64_t
     }
 }
 
-int64_t nf_linear_scratch(int64_t width) {
-    int64_t panel = nf_narrow_scratch(width), widened = WIDEN_ROWS * width * (int64_t)sizeof(float);
+int64_t nf_linear_scratch(int64_t width, int64_t rank) {
+    int64_t panel = nf_narrow_scratch(width, rank), widened = WIDEN_ROWS * width * (int64_t)sizeof(float);
     return panel > widened ? panel : widened;
 }
 
+/* Put the parts before and behind a product that nf_matmul adds to: returns its beta. */
+static float before(const nf_addend *add, float *y, int64_t ldy, int64_t rows, int64_t cols) {
+    if (!add->start) return 0.0f;
+    if (add->start != y)
+        for (int64_t t = 0; t < rows; t++) memcpy(y + t * ldy, add->start + t * add->ld, (size_t)cols * sizeof *y);
+    return 1.0f;
+}
+
+static void behind(const nf_addend *add, float *y, int64_t ldy, int64_t rows, int64_t cols) {
+    if (add->bias)
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t c = 0; c < cols; c++) y[t * ldy + c] += add->bias[c];
+    if (add->r == 0) return;
+    int transposed = add->v_k == 1;
+    nf_matmul(0, transposed, rows, cols, add->r, add->scale, add->u, add->ldu, add->v, transposed ? add->v_c : add->v_k, 1.0f,
+              y, ldy);
+}
+
+static const nf_addend nothing = {0};
+
+static nf_narrow narrow_of(const nf_linear *l) { return (nf_narrow){l->w, l->scale, l->out, l->in, l->in}; }
+
 void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows, int64_t o0,
-                    int64_t o1, float beta, void *scratch) {
+                    int64_t o1, const nf_addend *add, void *scratch) {
     const float *from = x->x + row * x->ld;
-    if (l->kind == NF_LINEAR_F32) {
+    if (!add) add = &nothing;
+    if (l->narrow) {
+        nf_narrow n = narrow_of(l);
+        nf_narrow_forward(&n, y, ldy, row_of(l, x, row), x->scale + row, rows, o0, o1, add, scratch);
+        return;
+    }
+    float beta = before(add, y, ldy, rows, o1 - o0);
+    if (l->kind == NF_LINEAR_F32)
         nf_matmul(0, 1, rows, o1 - o0, l->in, 1.0f, from, x->ld, (const float *)l->w + o0 * l->in, l->in, beta, y, ldy);
-    } else if (l->narrow) {
-        nf_narrow n = {l->w, l->scale, l->in};
-        nf_narrow_forward(&n, y, ldy, row_of(l, x, row), x->scale + row, rows, o0, o1, beta, scratch);
-    } else {
+    else
         for (int64_t o = o0; o < o1; o += WIDEN_ROWS) {
             int64_t cols = o1 - o < WIDEN_ROWS ? o1 - o : WIDEN_ROWS;
             for (int64_t c = 0; c < cols; c++) widen(l, (float *)scratch + c * l->in, o + c, 0, l->in);
             nf_matmul(0, 1, rows, cols, l->in, 1.0f, from, x->ld, scratch, l->in, beta, y + (o - o0), ldy);
         }
-    }
+    behind(add, y, ldy, rows, o1 - o0);
 }
 
 void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
-                          int64_t o0, int64_t i0, int64_t i1, float beta, void *scratch) {
+                          int64_t o0, int64_t i0, int64_t i1, const nf_addend *add, void *scratch) {
     const float *from = dy->x + row * dy->ld;
     int64_t n = i1 - i0;
-    if (l->kind == NF_LINEAR_F32) {
-        const float *w = (const float *)l->w + o0 * l->in + i0;
-        nf_matmul(0, 0, rows, n, dy->width, 1.0f, from, dy->ld, w, l->in, beta, dx, lddx);
-    } else if (l->narrow) {
-        nf_narrow w = {l->w, l->scale, l->in};
-        nf_narrow_input(&w, dx, lddx, row_of(l, dy, row), dy->scale + row, rows, o0, o0 + dy->width, i0, i1, beta, scratch);
-    } else {
+    if (!add) add = &nothing;
+    if (l->narrow) {
+        nf_narrow w = narrow_of(l);
+        nf_narrow_input(&w, dx, lddx, row_of(l, dy, row), dy->scale + row, rows, o0, o0 + dy->width, i0, i1, add, scratch);
+        return;
+    }
+    float beta = before(add, dx, lddx, rows, n);
+    if (l->kind == NF_LINEAR_F32)
+        nf_matmul(0, 0, rows, n, dy->width, 1.0f, from, dy->ld, (const float *)l->w + o0 * l->in + i0, l->in, beta, dx, lddx);
+    else
         for (int64_t o = 0; o < dy->width; o += WIDEN_ROWS, beta = 1.0f) {
             int64_t count = dy->width - o < WIDEN_ROWS ? dy->width - o : WIDEN_ROWS;
             for (int64_t c = 0; c < count; c++) widen(l, (float *)scratch + c * n, o0 + o + c, i0, n);
             nf_matmul(0, 0, rows, n, count, 1.0f, from + o, dy->ld, scratch, n, beta, dx, lddx);
         }
-    }
+    behind(add, dx, lddx, rows, n);
 }
 
 void nf_linear_row(const nf_linear *l, float *row, int64_t index) { widen(l, row, index, 0, l->in); }

@@ -40,16 +40,29 @@ nf_operand nf_operand_in(void *memory, const float *x, int64_t ld, int64_t rows,
 void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int64_t rows);
 void nf_linear_prepare_gradient(const nf_linear *l, const nf_operand *a, int64_t o0, int64_t row, int64_t rows);
 
-/* Scratch bytes that one worker needs for the products below, with weights of up to `width` inputs or outputs. */
-int64_t nf_linear_scratch(int64_t width);
+/* What is added to a product where its result is written: every part may be absent, and NULL stands for none at all.
+   Pointers are those of the tile's first row and column. */
+typedef struct nf_addend {
+    const float *start; /* (rows, cols), rows ld apart; may be where the result goes */
+    int64_t ld;
+    const float *bias;     /* (cols,) */
+    int64_t r;             /* scale * u v, u (rows, r) with rows ldu apart, v (r, cols); 0: none */
+    const float *u, *v;    /* v[k, c] = v[k * v_k + c * v_c] */
+    int64_t ldu, v_k, v_c; /* one of v_k, v_c is 1 */
+    float scale;
+} nf_addend;
 
-/* y (rows, o1-o0) = x[row : row+rows] W[o0:o1]^T + beta * y, beta 0 or 1.  The bias is not added. One thread. */
+/* Scratch bytes that one worker needs for the products below, with weights of up to `width` inputs or outputs and added
+   products of up to `rank`. */
+int64_t nf_linear_scratch(int64_t width, int64_t rank);
+
+/* y (rows, o1-o0) = x[row : row+rows] W[o0:o1]^T + add.  W's own bias is not added. One thread. */
 void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows, int64_t o0,
-                    int64_t o1, float beta, void *scratch);
+                    int64_t o1, const nf_addend *add, void *scratch);
 
-/* dx (rows, i1-i0) = dy[row : row+rows] W[o0 : o0+width, i0:i1] + beta * dx, beta 0 or 1; width is that of dy. One thread. */
+/* dx (rows, i1-i0) = dy[row : row+rows] W[o0 : o0+width, i0:i1] + add; width is that of dy. One thread. */
 void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
-                          int64_t o0, int64_t i0, int64_t i1, float beta, void *scratch);
+                          int64_t o0, int64_t i0, int64_t i1, const nf_addend *add, void *scratch);
 
 /* row (in,) = W[index] as float32. */
 void nf_linear_row(const nf_linear *l, float *row, int64_t index);

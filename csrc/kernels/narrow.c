@@ -4,13 +4,19 @@
 #include <math.h>
 #include <string.h>
 
-enum { COLUMNS = 32, ROWS = 12, STEP = 64 }; /* of a panel, of a register tile; elements to which rows are padded */
+enum {
+    COLUMNS = 32,      /* of a panel */
+    ROWS = 12,         /* of a register tile */
+    STEP = 64,         /* elements to which rows are padded */
+    LINE = 64,         /* bytes of a cache line */
+    UNITS_PER_LINE = 4 /* units that are multiplied for each line that is asked for */
+};
 
 /* One STEP more than needed: rows a power of two apart would fall into the same few lines of the cache. */
 int64_t nf_narrow_stride(int64_t width) { return (width + STEP - 1) / STEP * STEP + STEP; }
 
-/* The panel (bf16: width/2 units of 128 bytes) and the sums of its columns. */
-int64_t nf_narrow_scratch(int64_t width) { return nf_narrow_stride(width) * COLUMNS * 2 + COLUMNS * 4; }
+/* The panel (bf16: width/2 units of 128 bytes), and 32 columns of a low-rank product's right side. */
+int64_t nf_narrow_scratch(int64_t width, int64_t rank) { return (nf_narrow_stride(width) * 2 + rank * 4) * COLUMNS; }
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -143,6 +149,12 @@ NF_TARGET static void panel_of_quads(__m512i *panel, const int8_t *w, int64_t in
 
 /* -------- the product of some rows with a panel -------- */
 
+/* What the next panel is made of: `lines` cache lines in each of `rows` rows, `apart` bytes from one row to the next. */
+typedef struct source {
+    const char *at;
+    int64_t rows, lines, apart;
+} source;
+
 typedef struct tile {
     float *y;
     int64_t ldy, units, a_stride; /* a_stride in bytes */
@@ -151,8 +163,27 @@ typedef struct tile {
     const float *w_scale; /* int8: of the columns, or NULL for 1 */
     const __m512i *panel;
     int64_t cols;
-    float beta;
+    nf_addend add; /* its pointers at the tile's first column; v as (r, COLUMNS) */
+    source next;
 } tile;
+
+/* Lines that are asked for, one after the other, while a group of rows is multiplied. */
+typedef struct request {
+    const char *row;
+    int64_t line, lines, apart, left;
+} request;
+
+NF_INLINE request share_of(const source *s, int64_t group, int64_t groups) {
+    int64_t from = s->rows * s->lines * group / groups, to = s->rows * s->lines * (group + 1) / groups;
+    if (from == to) return (request){0};
+    return (request){s->at + from / s->lines * s->apart, from % s->lines, s->lines, s->apart, to - from};
+}
+
+NF_INLINE void ask(request *r) {
+    _mm_prefetch(r->row + r->line * LINE, _MM_HINT_T1);
+    r->left--;
+    if (++r->line == r->lines) r->line = 0, r->row += r->apart;
+}
 
 /* The place of the result, asked for early: it is written when the sums are done. */
 NF_INLINE void fetch(const tile *t, int64_t row, int rows) {
@@ -168,37 +199,38 @@ NF_INLINE __m512i unit_of(const char *row, int64_t u) {
     return _mm512_set1_epi32(unit);
 }
 
-NF_INLINE void put(const tile *t, int64_t row, int half, __m512 value) {
-    __mmask16 some = floats_left(t->cols - 16 * half);
-    float *y = t->y + row * t->ldy + 16 * half;
-    if (t->beta != 0.0f) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, y));
-    _mm512_mask_storeu_ps(y, some, value);
+/* sum += the products of 16 units.  As instructions, because compilers move the sums about and to memory otherwise. */
+NF_INLINE void add_products(__m512i *sum, __m512i x, __m512i w, const int int8) {
+    if (int8)
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w));
+    else
+        __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w));
 }
 
-/* sum += the products of 16 units.  As instructions, because compilers move the sums about and to memory otherwise. */
-NF_INLINE void add_bf16(__m512 *sum, __m512i x, __m512i w) { __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w)); }
-NF_INLINE void add_int8(__m512i *sum, __m512i x, __m512i w) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w)); }
-
-NF_INLINE void bf16_rows(const tile *t, int64_t row, const int rows) {
-    __m512 sums[ROWS][2];
-    const char *a[ROWS];
-    fetch(t, row, rows);
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
-        sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-        a[r] = t->a + (row + r) * t->a_stride;
-    }
-    for (int64_t u = 0; u < t->units; u++) {
-        __m512i left = t->panel[2 * u], right = t->panel[2 * u + 1];
+/* y = sums + what is added, for `rows` rows. */
+NF_INLINE void put_rows(const tile *t, int64_t row, const int rows, __m512 sums[ROWS][2]) {
+    const nf_addend *add = &t->add;
+    const __mmask16 some[2] = {floats_left(t->cols), floats_left(t->cols - 16)};
+    for (int64_t k = 0; k < add->r; k++) {
+        __m512 left = _mm512_loadu_ps(add->v + k * COLUMNS), right = _mm512_loadu_ps(add->v + k * COLUMNS + 16);
+        const float *u = add->u + row * add->ldu + k;
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            __m512i x = unit_of(a[r], u);
-            add_bf16(&sums[r][0], x, left);
-            add_bf16(&sums[r][1], x, right);
+            __m512 factor = _mm512_set1_ps(u[r * add->ldu]);
+            sums[r][0] = _mm512_fmadd_ps(factor, left, sums[r][0]);
+            sums[r][1] = _mm512_fmadd_ps(factor, right, sums[r][1]);
         }
     }
+    for (int half = 0; half < 2; half++) {
+        __m512 bias = add->bias ? _mm512_maskz_loadu_ps(some[half], add->bias + 16 * half) : _mm512_setzero_ps();
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) put(t, row + r, 0, sums[r][0]), put(t, row + r, 1, sums[r][1]);
+        for (int r = 0; r < rows; r++) {
+            __m512 value = _mm512_add_ps(sums[r][half], bias);
+            if (add->start)
+                value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some[half], add->start + (row + r) * add->ld + 16 * half));
+            _mm512_mask_storeu_ps(t->y + (row + r) * t->ldy + 16 * half, some[half], value);
+        }
+    }
 }
 
 NF_INLINE __m512 column_scale(const tile *t, int half) {
@@ -206,10 +238,12 @@ NF_INLINE __m512 column_scale(const tile *t, int half) {
     return t->w_scale ? _mm512_maskz_loadu_ps(some, t->w_scale + 16 * half) : _mm512_set1_ps(1.0f);
 }
 
-NF_INLINE void int8_rows(const tile *t, int64_t row, const int rows, const __m512i offset[2]) {
+/* What comes next is asked for line by line, so that the sums never wait for memory. */
+NF_INLINE void multiply_rows(const tile *t, int64_t row, const int rows, const int int8, const __m512i offset[2],
+                             request next) {
     __m512i sums[ROWS][2];
+    __m512 values[ROWS][2];
     const char *a[ROWS];
-    const __m512 scale[2] = {column_scale(t, 0), column_scale(t, 1)};
     fetch(t, row, rows);
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
@@ -218,19 +252,23 @@ NF_INLINE void int8_rows(const tile *t, int64_t row, const int rows, const __m51
     }
     for (int64_t u = 0; u < t->units; u++) {
         __m512i left = t->panel[2 * u], right = t->panel[2 * u + 1];
+        if (u % UNITS_PER_LINE == 0 && next.left > 0) ask(&next);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             __m512i x = unit_of(a[r], u);
-            add_int8(&sums[r][0], x, left);
-            add_int8(&sums[r][1], x, right);
+            add_products(&sums[r][0], x, left, int8);
+            add_products(&sums[r][1], x, right, int8);
         }
     }
+    const __m512 scale[2] = {column_scale(t, 0), column_scale(t, 1)};
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) {
-        __m512 of_row = _mm512_set1_ps(t->a_scale[row + r]);
-        put(t, row + r, 0, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][0]), of_row), scale[0]));
-        put(t, row + r, 1, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][1]), of_row), scale[1]));
-    }
+    for (int r = 0; r < rows; r++)
+        for (int half = 0; half < 2; half++)
+            values[r][half] =
+                !int8 ? _mm512_castsi512_ps(sums[r][half])
+                      : _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][half]), _mm512_set1_ps(t->a_scale[row + r])),
+                                      scale[half]);
+    put_rows(t, row, rows, values);
 }
 
 /* Activations are stored with 128 added: what that adds to each sum, taken away before it begins. */
@@ -246,15 +284,17 @@ NF_INLINE void int8_offset(const tile *t, __m512i offset[2]) {
 #define NF_ROWS(n)                                                                                                             \
     case n:                                                                                                                    \
         if (int8)                                                                                                              \
-            int8_rows(t, row, n, offset);                                                                                      \
+            multiply_rows(t, row, n, 1, offset, next);                                                                         \
         else                                                                                                                   \
-            bf16_rows(t, row, n);                                                                                              \
+            multiply_rows(t, row, n, 0, offset, next);                                                                         \
         break;
 
 NF_TARGET static void multiply(const tile *t, int64_t rows, int int8) {
     __m512i offset[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     if (int8) int8_offset(t, offset);
-    for (int64_t row = 0; row < rows; row += ROWS) switch (min64(ROWS, rows - row)) {
+    for (int64_t row = 0; row < rows; row += ROWS) {
+        request next = share_of(&t->next, row / ROWS, (rows + ROWS - 1) / ROWS);
+        switch (min64(ROWS, rows - row)) {
             NF_ROWS(1)
             NF_ROWS(2)
             NF_ROWS(3)
@@ -268,84 +308,130 @@ NF_TARGET static void multiply(const tile *t, int64_t rows, int int8) {
             NF_ROWS(11)
             NF_ROWS(12)
         }
+    }
 }
 
 /* One row of activations: each weight is used once, so it is read where it lies, four rows of it at a time. */
 enum { AT_ONCE = 4 };
 
-NF_TARGET static void bf16_vector(const nf_narrow *n, float *y, const char *a, int64_t o, int64_t count, float beta) {
-    const char *w = (const char *)n->w + o * n->in * 2;
-    __m512 sums[AT_ONCE] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+NF_TARGET static void bf16_vector(const nf_narrow *n, float *y, const char *a, int64_t o, int64_t count) {
+    const char *w = (const char *)n->w + o * n->ld * 2;
+    __m512i sums[AT_ONCE];
+    for (int c = 0; c < AT_ONCE; c++) sums[c] = _mm512_setzero_si512();
     for (int64_t at = 0; at < n->in * 2; at += 64) {
         __m512i x = _mm512_loadu_si512(a + at);
         for (int64_t c = 0; c < count; c++)
-            add_bf16(&sums[c], x, _mm512_maskz_loadu_epi8(bytes_left(n->in * 2 - at), w + c * n->in * 2 + at));
+            add_products(&sums[c], x, _mm512_maskz_loadu_epi8(bytes_left(n->in * 2 - at), w + c * n->ld * 2 + at), 0);
     }
-    for (int64_t c = 0; c < count; c++) y[c] = _mm512_reduce_add_ps(sums[c]) + (beta != 0.0f ? y[c] : 0.0f);
+    for (int64_t c = 0; c < count; c++) y[c] = _mm512_reduce_add_ps(_mm512_castsi512_ps(sums[c]));
 }
 
-NF_TARGET static void int8_vector(const nf_narrow *n, float *y, const char *a, float a_scale, int64_t o, int64_t count,
-                                  float beta) {
-    const char *w = (const char *)n->w + o * n->in;
+NF_TARGET static void int8_vector(const nf_narrow *n, float *y, const char *a, float a_scale, int64_t o, int64_t count) {
+    const char *w = (const char *)n->w + o * n->ld;
     const __m512i ones = _mm512_set1_epi8(1);
     __m512i sums[AT_ONCE], of_w[AT_ONCE];
     for (int c = 0; c < AT_ONCE; c++) sums[c] = of_w[c] = _mm512_setzero_si512();
     for (int64_t at = 0; at < n->in; at += 64) {
         __m512i x = _mm512_loadu_si512(a + at);
         for (int64_t c = 0; c < count; c++) {
-            __m512i row = _mm512_maskz_loadu_epi8(bytes_left(n->in - at), w + c * n->in + at);
-            add_int8(&sums[c], x, row);
-            add_int8(&of_w[c], ones, row);
+            __m512i row = _mm512_maskz_loadu_epi8(bytes_left(n->in - at), w + c * n->ld + at);
+            add_products(&sums[c], x, row, 1);
+            add_products(&of_w[c], ones, row, 1);
         }
     }
     for (int64_t c = 0; c < count; c++) {
         int32_t sum = _mm512_reduce_add_epi32(sums[c]) - 128 * _mm512_reduce_add_epi32(of_w[c]);
-        y[c] = (float)sum * a_scale * n->scale[o + c] + (beta != 0.0f ? y[c] : 0.0f);
+        y[c] = (float)sum * a_scale * n->scale[o + c];
     }
 }
 
-NF_TARGET static void vector_forward(const nf_narrow *n, float *y, const void *a, const float *a_scale, int64_t o0, int64_t o1,
-                                     float beta) {
+static void one_row(const nf_narrow *n, float *y, const void *a, const float *a_scale, int64_t o0, int64_t o1,
+                    const nf_addend *add) {
+    float sums[AT_ONCE];
     for (int64_t o = o0; o < o1; o += AT_ONCE) {
         int64_t count = min64(AT_ONCE, o1 - o);
         if (n->scale)
-            int8_vector(n, y + (o - o0), a, *a_scale, o, count, beta);
+            int8_vector(n, sums, a, *a_scale, o, count);
         else
-            bf16_vector(n, y + (o - o0), a, o, count, beta);
+            bf16_vector(n, sums, a, o, count);
+        for (int64_t i = 0, c = o - o0; i < count; i++, c++) {
+            float value = sums[i] + (add->bias ? add->bias[c] : 0.0f) + (add->start ? add->start[c] : 0.0f);
+            for (int64_t k = 0; k < add->r; k++) value += add->scale * add->u[k] * add->v[k * add->v_k + c * add->v_c];
+            y[c] = value;
+        }
     }
 }
 
+/* -------- all panels of a tile -------- */
+
+/* The part of what is added that belongs to columns from `col` on; `memory` takes v as (r, COLUMNS). */
+static nf_addend addend_at(const nf_addend *add, int64_t col, int64_t cols, float *memory) {
+    nf_addend at = *add;
+    if (at.start) at.start += col;
+    if (at.bias) at.bias += col;
+    for (int64_t k = 0; k < at.r; k++)
+        for (int64_t c = 0; c < COLUMNS; c++)
+            memory[k * COLUMNS + c] = c < cols ? at.scale * at.v[k * at.v_k + (col + c) * at.v_c] : 0.0f;
+    at.v = memory;
+    return at;
+}
+
+static float *behind_panel(void *scratch, int64_t width) {
+    return (float *)((char *)scratch + nf_narrow_stride(width) * COLUMNS * (int64_t)sizeof(uint16_t));
+}
+
+/* The summed index is cut into blocks of this many bytes of a row: a panel of one is 128 KiB. */
+enum { BLOCK = 4096 };
+
 NF_TARGET void nf_narrow_forward(const nf_narrow *n, float *y, int64_t ldy, const void *a, const float *a_scale, int64_t rows,
-                                 int64_t o0, int64_t o1, float beta, void *scratch) {
+                                 int64_t o0, int64_t o1, const nf_addend *add, void *scratch) {
     if (rows == 1) {
-        vector_forward(n, y, a, a_scale, o0, o1, beta);
+        one_row(n, y, a, a_scale, o0, o1, add);
         return;
     }
     int int8 = n->scale != NULL;
-    int64_t size = int8 ? 1 : 2, bytes = n->in * size;
-    tile t = {.ldy = ldy, .units = (bytes + 3) / 4, .a_stride = nf_narrow_stride(n->in) * size, .a = a, .a_scale = a_scale};
-    t.panel = scratch, t.beta = beta;
+    int64_t size = int8 ? 1 : 2, bytes = n->in * size, apart = n->ld * size;
+    tile t = {.ldy = ldy, .a_stride = nf_narrow_stride(n->in) * size, .a_scale = a_scale, .panel = scratch};
     for (int64_t o = o0; o < o1; o += COLUMNS) {
+        const char *w = (const char *)n->w + o * apart;
         t.y = y + (o - o0), t.cols = min64(COLUMNS, o1 - o), t.w_scale = int8 ? n->scale + o : NULL;
-        panel_of_rows(scratch, (const char *)n->w + o * bytes, bytes, bytes, t.cols);
-        multiply(&t, rows, int8);
+        t.add = addend_at(add, o - o0, t.cols, behind_panel(scratch, n->in));
+        for (int64_t k = 0; k < bytes; k += BLOCK) {
+            int64_t part = min64(BLOCK, bytes - k), last = k + BLOCK >= bytes;
+            t.a = (const char *)a + k, t.units = (part + 3) / 4;
+            const char *next = last ? w + COLUMNS * apart : w + k + BLOCK;
+            t.next = (source){0};
+            if (!last || o + COLUMNS < n->out)
+                t.next = (source){next, last ? min64(COLUMNS, n->out - o - COLUMNS) : t.cols, (part + LINE - 1) / LINE, apart};
+            panel_of_rows(scratch, w + k, apart, part, t.cols);
+            multiply(&t, rows, int8);
+            t.add = (nf_addend){.start = t.y, .ld = ldy};
+        }
     }
 }
 
 NF_TARGET void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, const void *a, const float *a_scale, int64_t rows,
-                               int64_t o0, int64_t o1, int64_t i0, int64_t i1, float beta, void *scratch) {
+                               int64_t o0, int64_t o1, int64_t i0, int64_t i1, const nf_addend *add, void *scratch) {
     int int8 = n->scale != NULL;
-    int64_t size = int8 ? 1 : 2, width = o1 - o0;
-    tile t = {
-        .ldy = lddx, .units = (width * size + 3) / 4, .a_stride = nf_narrow_stride(width) * size, .a = a, .a_scale = a_scale};
-    t.panel = scratch, t.beta = beta;
+    int64_t size = int8 ? 1 : 2, width = o1 - o0, apart = n->ld * size, block = BLOCK / size;
+    tile t = {.ldy = lddx, .a_stride = nf_narrow_stride(width) * size, .a_scale = a_scale, .panel = scratch};
     for (int64_t i = i0; i < i1; i += COLUMNS) {
+        const char *w = (const char *)n->w + o0 * apart + i * size;
         t.y = dx + (i - i0), t.cols = min64(COLUMNS, i1 - i);
-        if (int8)
-            panel_of_quads(scratch, (const int8_t *)n->w + o0 * n->in + i, n->in, width, t.cols);
-        else
-            panel_of_pairs(scratch, (const uint16_t *)n->w + o0 * n->in + i, n->in, width, t.cols);
-        multiply(&t, rows, int8);
+        t.add = addend_at(add, i - i0, t.cols, behind_panel(scratch, width));
+        for (int64_t k = 0; k < width; k += block) {
+            int64_t part = min64(block, width - k), last = k + block >= width;
+            t.a = (const char *)a + k * size, t.units = (part * size + 3) / 4;
+            t.next = (source){0};
+            if (!last) t.next = (source){w + (k + block) * apart, min64(block, width - k - block), 1, apart};
+            if (last && i + COLUMNS < n->in) t.next = (source){w + COLUMNS * size, min64(block, width), 1, apart};
+            if (int8)
+                panel_of_quads(scratch, (const int8_t *)w + k * apart, n->ld, part, t.cols);
+            else
+                panel_of_pairs(scratch, (const uint16_t *)(w + k * apart), n->ld, part, t.cols);
+            multiply(&t, rows, int8);
+            t.add = (nf_addend){.start = t.y, .ld = lddx};
+        }
     }
 }
 #else /* other processors: linear.c widens such weights instead of coming here */
@@ -358,12 +444,12 @@ void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64_t ldx, co
     (void)out, (void)scale, (void)x, (void)ldx, (void)factor, (void)rows, (void)width;
 }
 void nf_narrow_forward(const nf_narrow *n, float *y, int64_t ldy, const void *a, const float *a_scale, int64_t rows, int64_t o0,
-                       int64_t o1, float beta, void *scratch) {
-    (void)n, (void)y, (void)ldy, (void)a, (void)a_scale, (void)rows, (void)o0, (void)o1, (void)beta, (void)scratch;
+                       int64_t o1, const nf_addend *add, void *scratch) {
+    (void)n, (void)y, (void)ldy, (void)a, (void)a_scale, (void)rows, (void)o0, (void)o1, (void)add, (void)scratch;
 }
 void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, const void *a, const float *a_scale, int64_t rows, int64_t o0,
-                     int64_t o1, int64_t i0, int64_t i1, float beta, void *scratch) {
-    (void)n, (void)dx, (void)lddx, (void)a, (void)a_scale, (void)rows, (void)o0, (void)o1, (void)i0, (void)i1, (void)beta;
+                     int64_t o1, int64_t i0, int64_t i1, const nf_addend *add, void *scratch) {
+    (void)n, (void)dx, (void)lddx, (void)a, (void)a_scale, (void)rows, (void)o0, (void)o1, (void)i0, (void)i1, (void)add;
     (void)scratch;
 }
 #endif

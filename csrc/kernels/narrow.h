@@ -10,11 +10,13 @@
 
 #include <stdint.h>
 
+#include "linear.h"
+
 /* Elements between two rows of a prepared operand of `width` elements: a whole number of units, the rest filled with 0. */
 int64_t nf_narrow_stride(int64_t width);
 
-/* Scratch bytes for one worker and a summed index of up to `width`. */
-int64_t nf_narrow_scratch(int64_t width);
+/* Scratch bytes for one worker, a summed index of up to `width` and an added low-rank product of up to `rank`. */
+int64_t nf_narrow_scratch(int64_t width, int64_t rank);
 
 /* out (rows, nf_narrow_stride(width)) = x (rows, width) rounded to nearest even; NaN stays NaN. */
 void nf_bf16_prepare(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t width);
@@ -23,20 +25,20 @@ void nf_bf16_prepare(uint16_t *out, const float *x, int64_t ldx, int64_t rows, i
    A row with a value that is not finite gets scale NaN, so that it shows in the product. */
 void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows, int64_t width);
 
-/* One weight, (out, in) row-major, and what is multiplied with it. */
+/* One weight, (out, in) row-major with rows ld elements apart. */
 typedef struct nf_narrow {
     const void *w;      /* uint16_t bf16 bits, or int8_t */
     const float *scale; /* (out,) of int8 rows; NULL: bf16 */
-    int64_t in;
+    int64_t out, in, ld;
 } nf_narrow;
 
-/* y (rows, o1-o0) = a W[o0:o1]^T + beta*y (beta 0 or 1).  a: prepared rows of width `in`; a_scale: (rows,) for int8. */
+/* y (rows, o1-o0) = a W[o0:o1]^T + what is added.  a: prepared rows of width `in`; a_scale: (rows,) for int8. */
 void nf_narrow_forward(const nf_narrow *n, float *y, int64_t ldy, const void *a, const float *a_scale, int64_t rows, int64_t o0,
-                       int64_t o1, float beta, void *scratch);
+                       int64_t o1, const nf_addend *add, void *scratch);
 
-/* dx (rows, i1-i0) = a W[o0:o1, i0:i1] + beta*dx.  a: prepared rows of width o1-o0; for int8 the rows were multiplied with
-   scale[o0:o1] before they were rounded. */
+/* dx (rows, i1-i0) = a W[o0:o1, i0:i1] + what is added.  a: prepared rows of width o1-o0; for int8 the rows were multiplied
+   with scale[o0:o1] before they were rounded. */
 void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, const void *a, const float *a_scale, int64_t rows, int64_t o0,
-                     int64_t o1, int64_t i0, int64_t i1, float beta, void *scratch);
+                     int64_t o1, int64_t i0, int64_t i1, const nf_addend *add, void *scratch);
 
 #endif
