@@ -247,7 +247,7 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     if (!training) return;
     e->d_q = floats(a, T * H), e->d_k = floats(a, T * K), e->d_v = floats(a, T * K), e->d_attended = floats(a, T * H);
     e->d_gate = floats(a, T * F), e->d_up = floats(a, T * F), e->d_normed = floats(a, T * D), e->d_picked = floats(a, T * D);
-    e->d_h = floats(a, T * lora_width);
+    e->d_h = floats(a, T * lora_width), e->b_transposed = floats(a, lora_width * widest);
     e->partial = floats(a, nf_tiles(T, ROW_TILE) * (D > 2 * c->head_dim ? D : 2 * c->head_dim));
 }
 

@@ -66,7 +66,8 @@ struct nf_engine {
     float *acted;         /* (T, ffn): silu(gate) * up */
     float *d_q, *d_k, *d_v, *d_attended;
     float *d_gate, *d_up, *d_normed;
-    float *d_h;               /* (T, 3 * max r) */
+    float *d_h;               /* (T, sum of r over a block) */
+    float *b_transposed;      /* (r, out) of the projections of one backward call */
     float *partial;           /* (row tiles, hidden or head_dim): norm gains' gradients before they are summed */
     float *picked, *d_picked; /* (T, hidden): normed rows of the trained tokens, and their gradient */
     float *losses;

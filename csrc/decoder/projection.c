@@ -34,6 +34,7 @@ typedef struct job {
     const float *x, *residual;
     float *d_x;
     float *d_h[4]; /* (T, r) of each projection */
+    float *b[4];   /* (r, out): B transposed, in the backward pass */
 } job;
 
 /* -------- dropout: the mask is a function of (seed, projection, element), so nothing is stored -------- */
@@ -70,7 +71,7 @@ void nf_project_rows(nf_engine *e, projection *const *p, int n, const stream *s,
             for (int64_t t = 0; t < rows; t++) drop(scratch + t * in, from + t * in, p[i], s->seed, row + t, 0, in);
             from = scratch;
         }
-        nf_matmul(0, 1, rows, r, in, 1.0f, from, in, p[i]->a, in, 0.0f, p[i]->h + row * r, r);
+        e->kernels->low_rank(p[i]->h + row * r, from, in, p[i]->a, rows, in, r, 1.0f);
     }
     nf_operand a = nf_operand_in(e->input, x, p[0]->base.in, s->T, p[0]->base.in);
     nf_linear_prepare(&p[0]->base, &a, row, rows);
@@ -127,9 +128,8 @@ static void output_rows(void *context, int64_t index, int worker) {
         const projection *p = j->p[i];
         nf_operand d_y = gradient_of(j, i);
         if (j->d_x) nf_linear_prepare_gradient(&p->base, &d_y, 0, row, rows);
-        if (p->r == 0) continue;
-        nf_matmul(0, 0, rows, p->r, p->base.out, p->scale, j->y[i] + row * p->base.out, p->base.out, p->b, p->r, 0.0f,
-                  j->d_h[i] + row * p->r, p->r);
+        int64_t out = p->base.out;
+        if (p->r) j->e->kernels->low_rank(j->d_h[i] + row * p->r, d_y.x + row * out, out, j->b[i], rows, out, p->r, p->scale);
     }
 }
 
@@ -179,13 +179,14 @@ static void lora_gradients(void *context, int64_t index, int worker) {
                 for (int64_t t = 0; t < j->T; t++) drop(kept + t * cols, x + t * in, p, j->s->seed, t, col, cols);
                 x = kept, ldx = cols;
             }
-            nf_matmul(1, 0, p->r, cols, j->T, 1.0f, j->d_h[i], p->r, x, ldx, 1.0f, p->d_a + col, in);
+            j->e->kernels->low_rank_gradient(p->d_a + col, in, 1, j->d_h[i], x, ldx, j->T, cols, p->r, 1.0f);
             return;
         }
         index -= a_tiles;
         if (index < b_tiles) {
             int64_t col = index * GRAD_COLS, cols = nf_min(GRAD_COLS, out - col);
-            nf_matmul(1, 0, cols, p->r, j->T, p->scale, j->y[i] + col, out, p->h, p->r, 1.0f, p->d_b + col * p->r, p->r);
+            j->e->kernels->low_rank_gradient(p->d_b + col * p->r, 1, p->r, p->h, j->y[i] + col, out, j->T, cols, p->r,
+                                             p->scale);
             return;
         }
         index -= b_tiles;
@@ -214,13 +215,20 @@ static void weight_gradients(void *context, int64_t index, int worker) {
     }
 }
 
+/* b (r, out) = the transpose of a pair's B, which the backward pass reads along the outputs. */
+static void transpose_b(float *b, const projection *p) {
+    for (int64_t k = 0; k < p->r; k++)
+        for (int64_t o = 0; o < p->base.out; o++) b[k * p->base.out + o] = p->b[o * p->r + k];
+}
+
 void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
                          const stream *s) {
     job j = {.e = e, .p = p, .s = s, .n = n, .T = s->T, .y = d_y, .x = x, .d_x = d_x};
-    int64_t lora_tiles = 0, weight_tiles = 0, used = 0;
+    int64_t lora_tiles = 0, weight_tiles = 0, used = 0, used_b = 0;
     for (int i = 0; i < n; i++) {
-        j.d_h[i] = e->d_h + used;
-        used += p[i]->r * s->T;
+        j.d_h[i] = e->d_h + used, j.b[i] = e->b_transposed + used_b;
+        used += p[i]->r * s->T, used_b += p[i]->r * p[i]->base.out;
+        transpose_b(j.b[i], p[i]);
         if (p[i]->r) lora_tiles += nf_tiles(p[i]->base.in, GRAD_COLS) + nf_tiles(p[i]->base.out, GRAD_COLS);
         if (p[i]->d_weight) weight_tiles += count_tiles(p[i]->base.out, p[i]->base.in);
     }

@@ -41,6 +41,11 @@ typedef struct nf_kernels {
     void (*add_scaled)(float *y, const float *x, float f, int64_t n);
     /* sum of a[i]*b[i] */
     float (*dot)(const float *a, const float *b, int64_t n);
+    /* The small side of a low-rank product: h (rows, r) = scale * x a^T, x: (rows, K) with rows ldx apart, a: (r, K). */
+    void (*low_rank)(float *h, const float *x, int64_t ldx, const float *a, int64_t rows, int64_t K, int64_t r, float scale);
+    /* out[k * out_k + c * out_c] += scale * sum over rows of u[t, k] * x[t, c];  u: (rows, r), x: (rows, cols), ldx apart. */
+    void (*low_rank_gradient)(float *out, int64_t out_k, int64_t out_c, const float *u, const float *x, int64_t ldx,
+                              int64_t rows, int64_t cols, int64_t r, float scale);
     /* AdamW with decoupled weight decay (Loshchilov & Hutter 2019), n values, in place.  g is multiplied by grad_scale;
        correction1 = 1 - beta1^t, correction2 = 1 - beta2^t. */
     void (*adamw)(float *p, const float *g, float *m, float *v, int64_t n, float lr, float beta1, float beta2, float eps,

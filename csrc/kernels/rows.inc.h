@@ -226,6 +226,64 @@ NF_KERNEL void NF_NAME(softmax_backward)(float *dp, const float *p, int64_t ld, 
                  , store_some(dp + i, load_some(p + i, k) * (load_some(dp + i, k) - delta[t]) * scale, k););
 }
 
+/* Blocks of 4 x 4 dot products; places behind the last row or column are computed from the last one and dropped. */
+NF_KERNEL void NF_NAME(low_rank)(float *h, const float *x, int64_t ldx, const float *a, int64_t rows, int64_t K, int64_t r,
+                                 float scale) {
+    for (int64_t t = 0; t < rows; t += 4)
+        for (int64_t k = 0; k < r; k += 4) {
+            const float *left[4], *right[4];
+            vf sums[4][4] = {{{0}}};
+            for (int i = 0; i < 4; i++) {
+                left[i] = x + (t + i < rows ? t + i : rows - 1) * ldx;
+                right[i] = a + (k + i < r ? k + i : r - 1) * K;
+            }
+#define NF_DOTS(get)                                                                                                           \
+    for (int p = 0; p < 4; p++)                                                                                                \
+        for (int q = 0; q < 4; q++) sums[p][q] += get(left[p]) * get(right[q]);
+#define NF_GET(p) load(p + i)
+#define NF_GET_SOME(p) load_some(p + i, k_left)
+            int64_t i = 0;
+            for (; i + NF_W <= K; i += NF_W) NF_DOTS(NF_GET)
+            int64_t k_left = K - i;
+            if (k_left) NF_DOTS(NF_GET_SOME)
+#undef NF_DOTS
+#undef NF_GET
+#undef NF_GET_SOME
+            for (int p = 0; p < 4 && t + p < rows; p++)
+                for (int q = 0; q < 4 && k + q < r; q++) h[(t + p) * r + k + q] = scale * sum(sums[p][q]);
+        }
+}
+
+/* Blocks of 8 values of r and two vectors of columns. */
+NF_KERNEL void NF_NAME(low_rank_gradient)(float *out, int64_t out_k, int64_t out_c, const float *u, const float *x, int64_t ldx,
+                                          int64_t rows, int64_t cols, int64_t r, float scale) {
+    for (int64_t c = 0; c < cols; c += 2 * NF_W)
+        for (int64_t k = 0; k < r; k += 8) {
+            int64_t n = cols - c < 2 * NF_W ? cols - c : 2 * NF_W, at[8];
+            vf sums[8][2] = {{{0}}};
+            for (int q = 0; q < 8; q++) at[q] = k + q < r ? k + q : r - 1; /* what is behind r is computed and dropped */
+            for (int64_t t = 0; t < rows; t++) {
+                const float *from = x + t * ldx + c;
+                vf left, right = {0};
+                if (n == 2 * NF_W) {
+                    left = load(from), right = load(from + NF_W);
+                } else {
+                    left = n < NF_W ? load_some(from, n) : load(from);
+                    if (n > NF_W) right = load_some(from + NF_W, n - NF_W);
+                }
+                for (int q = 0; q < 8; q++) {
+                    float f = u[t * r + at[q]];
+                    sums[q][0] += f * left, sums[q][1] += f * right;
+                }
+            }
+            for (int q = 0; q < 8 && k + q < r; q++) {
+                float lanes[2 * NF_W], *to = out + (k + q) * out_k + c * out_c;
+                store(lanes, sums[q][0]), store(lanes + NF_W, sums[q][1]);
+                for (int64_t i = 0; i < n; i++) to[i * out_c] += scale * lanes[i];
+            }
+        }
+}
+
 NF_KERNEL void NF_NAME(adamw)(float *p, const float *g, float *m, float *v, int64_t n, float lr, float beta1, float beta2,
                               float eps, float weight_decay, float correction1, float correction2, float grad_scale) {
     float step = lr / correction1, root = 1.0f / sqrtf(correction2), keep = 1.0f - lr * weight_decay;
@@ -249,6 +307,8 @@ static const nf_kernels NF_NAME(table) = {
     .scale = NF_NAME(scale),
     .add_scaled = NF_NAME(add_scaled),
     .dot = NF_NAME(dot),
+    .low_rank = NF_NAME(low_rank),
+    .low_rank_gradient = NF_NAME(low_rank_gradient),
     .adamw = NF_NAME(adamw),
 };
 

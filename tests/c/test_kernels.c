@@ -267,6 +267,37 @@ static void test_cross_entropy(nf_isa isa) {
     entropy_shape(isa, 130, 2, 600, 0); /* more than one tile of rows */
 }
 
+/* -------- low-rank products -------- */
+
+static void low_rank_shape(nf_isa isa, int64_t rows, int64_t K, int64_t r) {
+    float *x = new_floats(rows * K, 40), *a = new_floats(r * K, 41), *u = new_floats(rows * r, 42),
+          *h = new_floats(rows * r, 0);
+    float *d_a = new_floats(r * K, 43), *d_b = new_floats(r * K, 0);
+    double *dx = to_double(x, rows * K), *da = to_double(a, r * K), *du = to_double(u, rows * r);
+    double *eh = malloc((size_t)(rows * r) * 8), *eg = malloc((size_t)(r * K) * 8);
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t k = 0; k < r; k++) eh[t * r + k] = 0.5 * plain_product(0, 1, rows, r, K, dx, da, t, k);
+    for (int64_t k = 0; k < r; k++)
+        for (int64_t c = 0; c < K; c++) {
+            eg[k * K + c] = (double)d_a[k * K + c] + 0.5 * plain_product(1, 0, r, K, rows, du, dx, k, c);
+            d_b[c * r + k] = d_a[k * K + c];
+        }
+    kernels->low_rank(h, x, K, a, rows, K, r, 0.5f);
+    check_close(named("low-rank product", isa), h, eh, rows * r, LIMIT);
+    kernels->low_rank_gradient(d_a, K, 1, u, x, K, rows, K, r, 0.5f);
+    check_close(named("low-rank gradient", isa), d_a, eg, r * K, LIMIT);
+    kernels->low_rank_gradient(d_b, 1, r, u, x, K, rows, K, r, 0.5f);
+    for (int64_t i = 0; i < r * K; i++) d_a[i] = d_b[i % K * r + i / K];
+    check_close(named("low-rank gradient, transposed", isa), d_a, eg, r * K, LIMIT);
+    free(x), free(a), free(u), free(h), free(d_a), free(d_b), free(dx), free(da), free(du), free(eh), free(eg);
+}
+
+static void test_low_rank(nf_isa isa) {
+    low_rank_shape(isa, 1, 5, 1);
+    low_rank_shape(isa, 7, 67, 8);
+    low_rank_shape(isa, 6, 33, 13);
+}
+
 /* -------- linear -------- */
 
 static double bf16_value(uint16_t bits) {
@@ -448,6 +479,7 @@ int main(void) {
         test_swiglu(isa);
         test_attention(isa);
         test_cross_entropy(isa);
+        test_low_rank(isa);
     }
     nf_pool_free(pool);
     return report();

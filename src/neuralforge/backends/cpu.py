@@ -86,11 +86,9 @@ def full_params(config: ModelConfig) -> ParamSet:
     return ParamSet(decayed | rest, n_decay=sum(int(np.prod(s)) for s in decayed.values()))
 
 
-def form_of(shape: tuple[int, ...], tensor: str, dtype: str) -> str:
-    """How a frozen tensor is kept: norms and biases stay float32, and with int8 the embedding and the head are bf16."""
-    if len(shape) == 1 or dtype == "f32":
-        return "f32"
-    return "bf16" if tensor in MODEL_SLOTS else dtype
+def form_of(shape: tuple[int, ...], dtype: str) -> str:
+    """How a frozen tensor is kept: matrices in `dtype`, norms and biases in float32."""
+    return "f32" if len(shape) == 1 else dtype
 
 
 def _check_finite(stored: Tensor, values: F32Array | None) -> None:
@@ -146,7 +144,7 @@ class CpuSession:
     def _set_weights(self, weights: Weights, *, trained: bool) -> None:
         for tensor in tensor_shapes(self.config):
             stored = weights[tensor]
-            form = "f32" if trained else form_of(stored.shape, tensor, self.dtype)
+            form = "f32" if trained else form_of(stored.shape, self.dtype)
             slot, layer = slot_of(tensor)
             if form == "bf16" and stored.dtype == "BF16":
                 _check_finite(stored, None)
@@ -242,6 +240,6 @@ def copied_bytes(weights: Weights, *, dtype: str) -> int:
     sizes = {"f32": 4, "bf16": 2, "int8": 1}
     total = 0
     for tensor in weights.values():
-        form = form_of(tensor.shape, tensor.name, dtype)
+        form = form_of(tensor.shape, dtype)
         total += 0 if tensor.dtype == stored.get(form) else sizes[form] * tensor.data.size
     return total
