@@ -128,9 +128,9 @@ static void attention_backward(nf_engine *e, const stream *s, block *b, int down
     int deeper = down_to_input || has_lora(b, P_Q, P_V);
     nf_project_backward(e, o, 1, (float *const[]){e->x}, a->attended, deeper ? e->d_attended : NULL, s);
     if (!deeper) return;
-    nf_attention attention = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), s->spans, s->n_spans};
+    nf_attention attention = nf_attention_of(e, s, a);
     nf_attention_backward(e->pool, e->kernels, &attention, e->d_q, e->d_k, e->d_v, e->d_attended, a->attended, a->lse, a->q,
-                          a->k, a->v, e->attention_scratch);
+                          e->attention_scratch);
     nf_pool_run(e->pool, j.tiles, rotate_back_rows, &j);
     if (b->q_norm.d_gain) {
         int64_t d = c->head_dim;

@@ -194,11 +194,23 @@ static void *take(arena *a, int64_t count, size_t size) {
 
 static float *floats(arena *a, int64_t count) { return take(a, count, sizeof(float)); }
 
+/* With narrow weights the scores are products of bf16 too, where the processor has them; a cache is float32. */
+static nf_linear kv_form_of(const nf_engine *e) {
+    nf_linear form = nf_linear_of(NF_LINEAR_BF16, 0, 0, NULL, NULL);
+    return e->narrow && e->mode != NF_MODE_INFER && form.narrow ? form : (nf_linear){.kind = NF_LINEAR_F32};
+}
+
 static void place_activations(const nf_engine *e, arena *a, activations *act, int64_t T, int training) {
     const nf_shape *c = &e->shape;
     int64_t H = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
     act->x = training ? floats(a, T * c->hidden) : e->x;
-    act->q = floats(a, T * H), act->k = floats(a, T * K), act->v = floats(a, T * K);
+    act->q = floats(a, T * H);
+    if (e->kv_form.kind == NF_LINEAR_F32) {
+        act->keys = act->k = floats(a, T * K), act->values = act->v = floats(a, T * K);
+    } else {
+        act->k = e->d_k, act->v = e->d_v; /* free until the backward pass */
+        act->keys = take(a, T * K, sizeof(uint16_t)), act->values = take(a, T * K, sizeof(uint16_t));
+    }
     int raw = training && c->qk_norm;
     act->q_raw = raw ? floats(a, T * H) : NULL, act->k_raw = raw ? floats(a, T * K) : NULL;
     act->attended = floats(a, T * H);
@@ -231,6 +243,14 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     e->product_scratch = take(a, workers * e->product_bytes, 1);
     e->entropy_scratch = floats(a, nf_cross_entropy_scratch(T, D, c->vocab, workers, e->mode == NF_MODE_FULL));
 
+    if (training) {
+        e->d_q = floats(a, T * H), e->d_k = floats(a, T * K), e->d_v = floats(a, T * K), e->d_attended = floats(a, T * H);
+        e->d_gate = floats(a, T * F), e->d_up = floats(a, T * F), e->d_normed = floats(a, T * D),
+        e->d_picked = floats(a, T * D);
+        e->d_h = floats(a, T * lora_width), e->b_transposed = floats(a, lora_width * widest);
+        e->partial = floats(a, nf_tiles(T, ROW_TILE) * (D > 2 * c->head_dim ? D : 2 * c->head_dim));
+    }
+
     int64_t sets = training ? c->layers : 1;
     float *h = floats(a, sets * lora_width * T);
     activations shared;
@@ -244,16 +264,12 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
             used += e->blocks[i].p[p].r * T;
         }
     }
-    if (!training) return;
-    e->d_q = floats(a, T * H), e->d_k = floats(a, T * K), e->d_v = floats(a, T * K), e->d_attended = floats(a, T * H);
-    e->d_gate = floats(a, T * F), e->d_up = floats(a, T * F), e->d_normed = floats(a, T * D), e->d_picked = floats(a, T * D);
-    e->d_h = floats(a, T * lora_width), e->b_transposed = floats(a, lora_width * widest);
-    e->partial = floats(a, nf_tiles(T, ROW_TILE) * (D > 2 * c->head_dim ? D : 2 * c->head_dim));
 }
 
 int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, int64_t max_tokens, int64_t lora_width,
                               int threads) {
     nf_engine e = {.shape = *shape, .mode = mode, .narrow = narrow, .max_tokens = max_tokens};
+    e.kv_form = kv_form_of(&e);
     arena counting = {0};
     place_all(&e, &counting, lora_width, 0, threads);
     return (int64_t)counting.used;
@@ -287,7 +303,7 @@ nf_status nf_engine_reserve(nf_engine *e, nf_mode mode, int64_t max_tokens) {
         }
         lora_width = width > lora_width ? width : lora_width;
     }
-    e->mode = mode, e->max_tokens = max_tokens;
+    e->mode = mode, e->max_tokens = max_tokens, e->kv_form = kv_form_of(e);
     if (mode == NF_MODE_FULL && e->narrow) return nf_fail(NF_ERR_STATE, "narrow weights cannot be trained");
     if (!e->head.w) {
         e->head = e->embed;

@@ -33,6 +33,7 @@ typedef struct norm {
 typedef struct activations {
     float *x;             /* (T, hidden) input of the block */
     float *q, *k, *v;     /* (T, heads*d), (T, kv_heads*d) x2, after norm and rotation */
+    void *keys, *values;  /* k and v as attention reads them: themselves, or in bf16 (then k and v are shared scratch) */
     float *q_raw, *k_raw; /* before the q/k norm; NULL without one */
     float *attended;      /* (T, heads*d) */
     float *lse;           /* (T, heads) */
@@ -76,6 +77,7 @@ struct nf_engine {
     float *attention_scratch, *entropy_scratch, *worker_scratch;
     int64_t worker_floats;     /* of worker_scratch, for each worker */
     int narrow;                /* some weight is not float32 */
+    nf_linear kv_form;         /* how the keys and values are kept in training */
     void *input, *d_output[3]; /* prepared operands of the current projections */
     char *product_scratch;
     int64_t product_bytes; /* of product_scratch, for each worker */
@@ -105,6 +107,9 @@ static inline int64_t nf_tiles(int64_t n, int64_t size) { return (n + size - 1) 
 
 /* forward.c: fill the activations of every block and leave the last block's output in e->x. */
 void nf_forward(nf_engine *e, const stream *s);
+
+/* forward.c: a block's attention in training. */
+nf_attention nf_attention_of(const nf_engine *e, const stream *s, const activations *a);
 
 /* backward.c: e->x holds the gradient of the last block's output on entry. */
 void nf_backward(nf_engine *e, const stream *s);

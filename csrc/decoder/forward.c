@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../kernels/convert.h"
 #include "engine.h"
 
 typedef struct job {
@@ -45,7 +46,7 @@ static void attention_norm_rows(void *context, int64_t index, int worker) {
     norm_and_lora(j, &j->b->attn_norm, j->e->x, qkv, 3, row, rows, worker);
 }
 
-/* q/k norm, rotation, and the way of k and v into the cache. */
+/* q/k norm, rotation, and the way of k and v to where attention reads them. */
 static void rotate_rows(void *context, int64_t index, int worker) {
     const job *j = context;
     nf_engine *e = j->e;
@@ -65,7 +66,12 @@ static void rotate_rows(void *context, int64_t index, int worker) {
     const float *cosine = e->cosine + row * half, *sine = e->sine + row * half;
     e->kernels->rope(a->q + row * H, H, cosine, sine, rows, c->heads, d, half, c->interleaved, 1.0f);
     e->kernels->rope(a->k + row * K, K, cosine, sine, rows, c->kv_heads, d, half, c->interleaved, 1.0f);
-    if (!j->s->cache) return;
+    if (!j->s->cache) {
+        if (e->kv_form.kind == NF_LINEAR_F32) return;
+        nf_to_bf16((uint16_t *)a->keys + row * K, a->k + row * K, rows * K);
+        nf_to_bf16((uint16_t *)a->values + row * K, a->v + row * K, rows * K);
+        return;
+    }
     int64_t at = (j->layer * j->s->cache->capacity + j->s->cache->length + row) * K;
     memcpy(j->s->cache->k + at, a->k + row * K, (size_t)(rows * K) * sizeof(float));
     memcpy(j->s->cache->v + at, a->v + row * K, (size_t)(rows * K) * sizeof(float));
@@ -87,10 +93,22 @@ static void swiglu_rows(void *context, int64_t index, int worker) {
     nf_project_rows(e, down, 1, j->s, e->acted, row, rows, worker);
 }
 
+nf_attention nf_attention_of(const nf_engine *e, const stream *s, const activations *a) {
+    const nf_shape *c = &e->shape;
+    return (nf_attention){.heads = c->heads,
+                          .kv_heads = c->kv_heads,
+                          .d = c->head_dim,
+                          .scale = 1.0f / sqrtf((float)c->head_dim),
+                          .spans = s->spans,
+                          .n_spans = s->n_spans,
+                          .form = e->kv_form,
+                          .k = a->keys,
+                          .v = a->values};
+}
+
 static void forward_block(nf_engine *e, const stream *s, int64_t layer) {
     block *b = &e->blocks[layer];
     activations *a = &b->act;
-    const nf_shape *c = &e->shape;
     job j = {.e = e, .s = s, .b = b, .act = a, .layer = layer};
     int64_t row_tiles = nf_tiles(s->T, ROW_TILE);
     projection *qkv[] = {&b->p[P_Q], &b->p[P_K], &b->p[P_V]}, *o[] = {&b->p[P_O]};
@@ -100,10 +118,13 @@ static void forward_block(nf_engine *e, const stream *s, int64_t layer) {
     nf_project(e, qkv, 3, (float *const[]){a->q, a->k, a->v}, e->normed, NULL, s->T);
     nf_pool_run(e->pool, row_tiles, rotate_rows, &j);
 
-    nf_attention attention = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), s->spans, s->n_spans};
-    int64_t cached = s->cache ? layer * s->cache->capacity * s->cache->width : 0;
-    nf_attention_forward(e->pool, e->kernels, &attention, a->attended, s->keep ? a->lse : NULL, a->q,
-                         s->cache ? s->cache->k + cached : a->k, s->cache ? s->cache->v + cached : a->v, e->attention_scratch);
+    nf_attention attention = nf_attention_of(e, s, a);
+    if (s->cache) {
+        int64_t cached = layer * s->cache->capacity * s->cache->width;
+        attention.form = (nf_linear){.kind = NF_LINEAR_F32};
+        attention.k = s->cache->k + cached, attention.v = s->cache->v + cached;
+    }
+    nf_attention_forward(e->pool, e->kernels, &attention, a->attended, s->keep ? a->lse : NULL, a->q, e->attention_scratch);
     if (b->p[P_O].r || e->narrow) nf_project_prepare(e, o, 1, s, a->attended);
     nf_project(e, o, 1, (float *const[]){a->middle}, a->attended, e->x, s->T);
 

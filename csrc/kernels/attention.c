@@ -4,20 +4,79 @@
 #include <math.h>
 #include <string.h>
 
-#include "matmul.h"
-
-enum { BQ = 64, BK = 256 }; /* a tile of scores is 64 KiB: it stays in the second-level cache with its keys */
+enum { BQ = 96, BK = 256 }; /* a tile of scores is 96 KiB: it stays in the second-level cache with its keys */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-int64_t nf_attention_scratch(int64_t d) { return 2 * BQ * BK + BQ * d + 4 * BQ; }
+/* What one worker computes in.  A prepared operand stands beside the float32 rows that it is made of. */
+typedef struct room {
+    nf_operand q, d_out, q_t, d_out_t; /* (BQ, d), and (d, BQ) transposed */
+    nf_operand p;                      /* (BQ, BK): probabilities, then the scores' gradient */
+    float *scores, *d_scores;          /* (BQ, BK) */
+    float *o;                          /* (BQ, d) */
+    float *dk_t, *dv_t;                /* (d, BK) */
+    float *m, *l, *correction;         /* (BQ,); in the backward pass m is delta and l the log-sum-exp */
+    void *products;
+} room;
+
+/* Hands out pieces of `memory` on 64-byte lines; with NULL it only counts. */
+typedef struct pieces {
+    char *memory;
+    int64_t used;
+} pieces;
+
+static void *take(pieces *p, int64_t bytes) {
+    void *at = p->memory ? p->memory + p->used : NULL;
+    p->used += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+static float *take_floats(pieces *p, int64_t n) { return take(p, n * (int64_t)sizeof(float)); }
+
+static nf_operand take_operand(pieces *p, const float *x, int64_t rows, int64_t width) {
+    void *memory = take(p, nf_operand_bytes(rows, width));
+    return p->memory ? nf_operand_in(memory, x, width, rows, width) : (nf_operand){0};
+}
+
+static int64_t furnish(room *r, void *memory, int64_t d) {
+    pieces p = {memory, 0};
+    r->scores = take_floats(&p, BQ * BK), r->d_scores = take_floats(&p, BQ * BK);
+    r->o = take_floats(&p, BQ * d), r->dk_t = take_floats(&p, d * BK), r->dv_t = take_floats(&p, d * BK);
+    r->m = take_floats(&p, BQ), r->l = take_floats(&p, BQ), r->correction = take_floats(&p, BQ);
+    r->q = take_operand(&p, NULL, BQ, d), r->d_out = take_operand(&p, NULL, BQ, d);
+    r->q_t = take_operand(&p, take_floats(&p, d * BQ), d, BQ);
+    r->d_out_t = take_operand(&p, take_floats(&p, d * BQ), d, BQ);
+    r->p = take_operand(&p, r->scores, BQ, BK);
+    r->products = take(&p, nf_linear_scratch(d > BK ? d : BK, 0));
+    return p.used;
+}
+
+int64_t nf_attention_scratch(int64_t d) {
+    room counted;
+    return furnish(&counted, NULL, d) / (int64_t)sizeof(float);
+}
 
 typedef struct job {
     const nf_kernels *kernels;
     const nf_attention *a;
     float *out, *lse, *d_q, *d_k, *d_v, *scratch;
-    const float *q, *k, *v, *d_out, *fixed_out, *fixed_lse;
+    const float *q, *d_out, *fixed_out, *fixed_lse;
 } job;
+
+static room room_of(const job *j, int worker) {
+    room r;
+    furnish(&r, j->scratch + worker * nf_attention_scratch(j->a->d), j->a->d);
+    return r;
+}
+
+/* One head of a document's keys or values as a weight: (kv_len, d). */
+static nf_linear rows_of(const nf_attention *a, const void *x, const nf_span *span, int64_t kv_head) {
+    int64_t ld = a->kv_heads * a->d, size = a->form.kind == NF_LINEAR_F32 ? 4 : 2;
+    const char *at = (const char *)x + (span->kv_start * ld + kv_head * a->d) * size;
+    return (nf_linear){.kind = a->form.kind, .narrow = a->form.narrow, .out = span->kv_len, .in = a->d, .ld = ld, .w = at};
+}
+
+/* -------- forward -------- */
 
 /* Where task `index` of sum(ceil(q_len/BQ)) * heads tasks lies. Long rows first would balance better, but spans are few. */
 static void find_tile(const nf_attention *a, int64_t index, int64_t *span, int64_t *tile, int64_t *head) {
@@ -30,90 +89,122 @@ static void find_tile(const nf_attention *a, int64_t index, int64_t *span, int64
 static void forward_tile(void *context, int64_t index, int worker) {
     const job *j = context;
     const nf_attention *a = j->a;
-    int64_t s, tile, h, d = a->d, H = a->heads * d, K = a->kv_heads * d;
+    int64_t s, tile, h, d = a->d, H = a->heads * d;
     find_tile(a, index, &s, &tile, &h);
     const nf_span *span = &a->spans[s];
     int64_t row = tile * BQ, rows = min64(BQ, span->q_len - row), before = span->kv_len - span->q_len + row;
     int64_t kv_head = h / (a->heads / a->kv_heads);
-    float *scores = j->scratch + worker * nf_attention_scratch(d), *o = scores + 2 * BQ * BK;
-    float *m = o + BQ * d, *l = m + BQ, *correction = l + BQ;
-    for (int64_t t = 0; t < rows; t++) m[t] = -INFINITY, l[t] = 0.0f;
-    const float *q = j->q + (span->q_start + row) * H + h * d;
+    nf_linear keys = rows_of(a, a->k, span, kv_head), values = rows_of(a, a->v, span, kv_head);
+    room r = room_of(j, worker);
+    for (int64_t t = 0; t < rows; t++) r.m[t] = -INFINITY, r.l[t] = 0.0f;
+    r.q.x = j->q + (span->q_start + row) * H + h * d, r.q.ld = H;
+    nf_linear_prepare(&keys, &r.q, 0, rows);
     for (int64_t k0 = 0; k0 < before + rows; k0 += BK) {
         int64_t cols = min64(BK, before + rows - k0);
-        const float *k = j->k + (span->kv_start + k0) * K + kv_head * d, *v = j->v + (span->kv_start + k0) * K + kv_head * d;
-        nf_matmul(0, 1, rows, cols, d, 1.0f, q, H, k, K, 0.0f, scores, BK);
-        j->kernels->softmax_block(scores, BK, rows, cols, a->scale, before - k0 + 1, 1, m, l, correction);
+        nf_linear_tile(&keys, r.scores, BK, &r.q, 0, rows, k0, k0 + cols, NULL, r.products);
+        j->kernels->softmax_block(r.scores, BK, rows, cols, a->scale, before - k0 + 1, 1, r.m, r.l, r.correction);
         if (k0 > 0)
-            for (int64_t t = 0; t < rows; t++) j->kernels->scale(o + t * d, correction[t], d);
-        nf_matmul(0, 0, rows, d, cols, 1.0f, scores, BK, v, K, k0 > 0 ? 1.0f : 0.0f, o, d);
+            for (int64_t t = 0; t < rows; t++) j->kernels->scale(r.o + t * d, r.correction[t], d);
+        nf_addend so_far = {.start = k0 > 0 ? r.o : NULL, .ld = d};
+        r.p.width = cols;
+        nf_linear_prepare(&values, &r.p, 0, rows);
+        nf_linear_tile_input(&values, r.o, d, &r.p, 0, rows, k0, 0, d, &so_far, r.products);
     }
     for (int64_t t = 0; t < rows; t++) {
         int64_t at = span->q_start + row + t;
-        j->kernels->scale(o + t * d, 1.0f / l[t], d);
-        memcpy(j->out + at * H + h * d, o + t * d, (size_t)d * sizeof *o);
-        if (j->lse) j->lse[at * a->heads + h] = m[t] + logf(l[t]);
+        j->kernels->scale(r.o + t * d, 1.0f / r.l[t], d);
+        memcpy(j->out + at * H + h * d, r.o + t * d, (size_t)d * sizeof *r.o);
+        if (j->lse) j->lse[at * a->heads + h] = r.m[t] + logf(r.l[t]);
     }
 }
 
 void nf_attention_forward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *out, float *lse,
-                          const float *q, const float *k, const float *v, float *scratch) {
-    job j = {.kernels = kernels, .a = a, .out = out, .lse = lse, .q = q, .k = k, .v = v, .scratch = scratch};
+                          const float *q, float *scratch) {
+    job j = {.kernels = kernels, .a = a, .out = out, .lse = lse, .q = q, .scratch = scratch};
     int64_t tiles = 0;
     for (int64_t s = 0; s < a->n_spans; s++) tiles += (a->spans[s].q_len + BQ - 1) / BQ;
     nf_pool_run(pool, tiles * a->heads, forward_tile, &j);
+}
+
+/* -------- backward -------- */
+
+/* to (cols, rows) = the transpose of from (rows, cols). */
+static void transpose(float *to, int64_t ldt, const float *from, int64_t ldf, int64_t rows, int64_t cols) {
+    enum { SIDE = 16 }; /* a block of each stays in the first-level cache */
+    for (int64_t r0 = 0; r0 < rows; r0 += SIDE)
+        for (int64_t c0 = 0; c0 < cols; c0 += SIDE)
+            for (int64_t c = c0; c < min64(c0 + SIDE, cols); c++)
+                for (int64_t r = r0; r < min64(r0 + SIDE, rows); r++) to[c * ldt + r] = from[r * ldf + c];
+}
+
+/* A tile of queries of one head: rows and their transposes, delta = sum(d_out * out) and the log-sum-exp of each row. */
+static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t at, int64_t rows, int64_t h) {
+    const nf_attention *a = j->a;
+    int64_t d = a->d, H = a->heads * d;
+    r->q.x = j->q + at * H + h * d, r->d_out.x = j->d_out + at * H + h * d, r->q.ld = r->d_out.ld = H;
+    for (int64_t t = 0; t < rows; t++) {
+        r->m[t] = j->kernels->dot(r->d_out.x + t * H, j->fixed_out + (at + t) * H + h * d, d);
+        r->l[t] = j->fixed_lse[(at + t) * a->heads + h];
+    }
+    transpose((float *)r->q_t.x, BQ, r->q.x, H, rows, d);
+    transpose((float *)r->d_out_t.x, BQ, r->d_out.x, H, rows, d);
+    r->q_t.width = r->d_out_t.width = rows;
+    nf_linear_prepare(keys, &r->q, 0, rows);
+    nf_linear_prepare(keys, &r->d_out, 0, rows);
+    nf_linear_prepare(keys, &r->q_t, 0, d);
+    nf_linear_prepare(keys, &r->d_out_t, 0, d);
+}
+
+/* Prepare x (rows, cols) as an operand, and give the same rows as a weight. */
+static nf_linear as_weight(room *r, const nf_linear *like, float *x, int64_t rows, int64_t cols) {
+    r->p.x = x, r->p.width = cols;
+    nf_linear_prepare(like, &r->p, 0, rows);
+    return nf_linear_of_operand(like, &r->p, rows);
+}
+
+/* The queries [row, row+rows) of head h and the keys [k0, k0+cols): their share of d_q, of dk_t and of dv_t. */
+static void backward_tile(const job *j, room *r, const nf_linear *keys, const nf_linear *values, const nf_span *span,
+                          int64_t row, int64_t rows, int64_t h, int64_t k0) {
+    const nf_attention *a = j->a;
+    int64_t d = a->d, H = a->heads * d, at = span->q_start + row, cols = min64(BK, row + rows - k0);
+    float *d_q = j->d_q + at * H + h * d;
+    load_queries(j, r, keys, at, rows, h);
+    nf_linear_tile(keys, r->scores, BK, &r->q, 0, rows, k0, k0 + cols, NULL, r->products);
+    j->kernels->softmax_again(r->scores, BK, rows, cols, a->scale, row - k0 + 1, 1, r->l);
+    nf_linear p = as_weight(r, keys, r->scores, rows, cols);
+    nf_addend dv_t = {.start = r->dv_t, .ld = BK}, dk_t = {.start = r->dk_t, .ld = BK};
+    nf_linear_tile_input(&p, r->dv_t, BK, &r->d_out_t, 0, d, 0, 0, cols, &dv_t, r->products);
+    nf_linear_tile(values, r->d_scores, BK, &r->d_out, 0, rows, k0, k0 + cols, NULL, r->products);
+    j->kernels->softmax_backward(r->d_scores, r->scores, BK, rows, cols, a->scale, r->m);
+    nf_linear ds = as_weight(r, keys, r->d_scores, rows, cols);
+    nf_linear_tile_input(&ds, r->dk_t, BK, &r->q_t, 0, d, 0, 0, cols, &dk_t, r->products);
+    nf_addend so_far = {.start = k0 > 0 ? d_q : NULL, .ld = H};
+    nf_linear_tile_input(keys, d_q, H, &r->p, 0, rows, k0, 0, d, &so_far, r->products);
 }
 
 /* All query heads of one key head in one document: nobody else writes their d_q, d_k and d_v. */
 static void backward_group(void *context, int64_t index, int worker) {
     const job *j = context;
     const nf_attention *a = j->a;
-    int64_t d = a->d, H = a->heads * d, K = a->kv_heads * d, group = a->heads / a->kv_heads;
     const nf_span *span = &a->spans[index / a->kv_heads];
-    int64_t kv_head = index % a->kv_heads, T = span->q_len, at = span->q_start;
-    float *p = j->scratch + worker * nf_attention_scratch(d), *dp = p + BQ * BK, *delta = dp + BQ * BK + BQ * d;
-    float *lse = delta + BQ;
-    const float *k = j->k + at * K + kv_head * d, *v = j->v + at * K + kv_head * d;
-    float *d_k = j->d_k + at * K + kv_head * d, *d_v = j->d_v + at * K + kv_head * d;
-    for (int64_t t = 0; t < T; t++) {
-        memset(d_k + t * K, 0, (size_t)d * sizeof *d_k);
-        memset(d_v + t * K, 0, (size_t)d * sizeof *d_v);
+    int64_t d = a->d, K = a->kv_heads * d, group = a->heads / a->kv_heads, kv_head = index % a->kv_heads, T = span->q_len;
+    nf_linear keys = rows_of(a, a->k, span, kv_head), values = rows_of(a, a->v, span, kv_head);
+    room r = room_of(j, worker);
+    for (int64_t k0 = 0; k0 < T; k0 += BK) {
+        memset(r.dk_t, 0, (size_t)(d * BK) * sizeof *r.dk_t);
+        memset(r.dv_t, 0, (size_t)(d * BK) * sizeof *r.dv_t);
+        for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
+            for (int64_t row = k0 / BQ * BQ; row < T; row += BQ)
+                backward_tile(j, &r, &keys, &values, span, row, min64(BQ, T - row), h, k0);
+        int64_t first = (span->kv_start + k0) * K + kv_head * d;
+        transpose(j->d_k + first, K, r.dk_t, BK, d, min64(BK, T - k0));
+        transpose(j->d_v + first, K, r.dv_t, BK, d, min64(BK, T - k0));
     }
-    for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
-        for (int64_t row = 0; row < T; row += BQ) {
-            int64_t rows = min64(BQ, T - row), first = (at + row) * H + h * d;
-            const float *q = j->q + first, *d_out = j->d_out + first;
-            for (int64_t t = 0; t < rows; t++) {
-                delta[t] = j->kernels->dot(d_out + t * H, j->fixed_out + first + t * H, d);
-                lse[t] = j->fixed_lse[(at + row + t) * a->heads + h];
-            }
-            for (int64_t k0 = 0; k0 < row + rows; k0 += BK) {
-                int64_t cols = min64(BK, row + rows - k0);
-                nf_matmul(0, 1, rows, cols, d, 1.0f, q, H, k + k0 * K, K, 0.0f, p, BK);
-                j->kernels->softmax_again(p, BK, rows, cols, a->scale, row - k0 + 1, 1, lse);
-                nf_matmul(1, 0, cols, d, rows, 1.0f, p, BK, d_out, H, 1.0f, d_v + k0 * K, K);
-                nf_matmul(0, 1, rows, cols, d, 1.0f, d_out, H, v + k0 * K, K, 0.0f, dp, BK);
-                j->kernels->softmax_backward(dp, p, BK, rows, cols, a->scale, delta);
-                nf_matmul(1, 0, cols, d, rows, 1.0f, dp, BK, q, H, 1.0f, d_k + k0 * K, K);
-                nf_matmul(0, 0, rows, d, cols, 1.0f, dp, BK, k + k0 * K, K, k0 > 0 ? 1.0f : 0.0f, j->d_q + first, H);
-            }
-        }
 }
 
 void nf_attention_backward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *d_q, float *d_k, float *d_v,
-                           const float *d_out, const float *out, const float *lse, const float *q, const float *k,
-                           const float *v, float *scratch) {
-    job j = {.kernels = kernels,
-             .a = a,
-             .d_q = d_q,
-             .d_k = d_k,
-             .d_v = d_v,
-             .q = q,
-             .k = k,
-             .v = v,
-             .d_out = d_out,
-             .fixed_out = out,
-             .fixed_lse = lse,
-             .scratch = scratch};
+                           const float *d_out, const float *out, const float *lse, const float *q, float *scratch) {
+    job j = {.kernels = kernels, .a = a, .d_q = d_q, .d_k = d_k, .d_v = d_v, .q = q, .d_out = d_out, .scratch = scratch};
+    j.fixed_out = out, j.fixed_lse = lse;
     nf_pool_run(pool, a->n_spans * a->kv_heads, backward_group, &j);
 }

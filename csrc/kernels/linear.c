@@ -11,7 +11,7 @@ enum { WIDEN_ROWS = 32 }; /* rows of a narrow weight that are turned into float3
 
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale) {
     nf_cpu_dot has = nf_cpu_dots();
-    nf_linear l = {.kind = kind, .out = out, .in = in, .w = w, .scale = scale};
+    nf_linear l = {.kind = kind, .out = out, .in = in, .ld = in, .w = w, .scale = scale};
     l.narrow = (kind == NF_LINEAR_BF16 && has.bf16) || (kind == NF_LINEAR_INT8 && has.int8);
     return l;
 }
@@ -41,6 +41,13 @@ static void prepare(const nf_linear *l, const nf_operand *a, const float *factor
         nf_int8_prepare(row_of(l, a, row), a->scale + row, a->x + row * a->ld, a->ld, factor, rows, a->width);
 }
 
+nf_linear nf_linear_of_operand(const nf_linear *like, const nf_operand *a, int64_t rows) {
+    nf_linear l = {.kind = like->narrow ? like->kind : NF_LINEAR_F32, .out = rows, .in = a->width, .narrow = like->narrow};
+    l.w = like->narrow ? a->prepared : a->x;
+    l.ld = like->narrow ? nf_narrow_stride(a->width) : a->ld;
+    return l;
+}
+
 void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int64_t rows) { prepare(l, a, NULL, row, rows); }
 
 void nf_linear_prepare_gradient(const nf_linear *l, const nf_operand *a, int64_t o0, int64_t row, int64_t rows) {
@@ -59,12 +66,12 @@ static float from_bf16(uint16_t bits) {
 /* out (n,) = W[o, i0 : i0+n] as float32. */
 static void widen(const nf_linear *l, float *out, int64_t o, int64_t i0, int64_t n) {
     if (l->kind == NF_LINEAR_F32) {
-        memcpy(out, (const float *)l->w + o * l->in + i0, (size_t)n * sizeof *out);
+        memcpy(out, (const float *)l->w + o * l->ld + i0, (size_t)n * sizeof *out);
     } else if (l->kind == NF_LINEAR_BF16) {
-        const uint16_t *w = (const uint16_t *)l->w + o * l->in + i0;
+        const uint16_t *w = (const uint16_t *)l->w + o * l->ld + i0;
         for (int64_t i = 0; i < n; i++) out[i] = from_bf16(w[i]);
     } else {
-        const int8_t *w = (const int8_t *)l->w + o * l->in + i0;
+        const int8_t *w = (const int8_t *)l->w + o * l->ld + i0;
         for (int64_t i = 0; i < n; i++) out[i] = (float)w[i] * l->scale[o];
     }
 }
@@ -94,7 +101,7 @@ static void behind(const nf_addend *add, float *y, int64_t ldy, int64_t rows, in
 
 static const nf_addend nothing = {0};
 
-static nf_narrow narrow_of(const nf_linear *l) { return (nf_narrow){l->w, l->scale, l->out, l->in, l->in}; }
+static nf_narrow narrow_of(const nf_linear *l) { return (nf_narrow){l->w, l->scale, l->out, l->in, l->ld}; }
 
 void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows, int64_t o0,
                     int64_t o1, const nf_addend *add, void *scratch) {
@@ -107,7 +114,7 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
     }
     float beta = before(add, y, ldy, rows, o1 - o0);
     if (l->kind == NF_LINEAR_F32)
-        nf_matmul(0, 1, rows, o1 - o0, l->in, 1.0f, from, x->ld, (const float *)l->w + o0 * l->in, l->in, beta, y, ldy);
+        nf_matmul(0, 1, rows, o1 - o0, l->in, 1.0f, from, x->ld, (const float *)l->w + o0 * l->ld, l->ld, beta, y, ldy);
     else
         for (int64_t o = o0; o < o1; o += WIDEN_ROWS) {
             int64_t cols = o1 - o < WIDEN_ROWS ? o1 - o : WIDEN_ROWS;
@@ -129,7 +136,7 @@ void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_
     }
     float beta = before(add, dx, lddx, rows, n);
     if (l->kind == NF_LINEAR_F32)
-        nf_matmul(0, 0, rows, n, dy->width, 1.0f, from, dy->ld, (const float *)l->w + o0 * l->in + i0, l->in, beta, dx, lddx);
+        nf_matmul(0, 0, rows, n, dy->width, 1.0f, from, dy->ld, (const float *)l->w + o0 * l->ld + i0, l->ld, beta, dx, lddx);
     else
         for (int64_t o = 0; o < dy->width; o += WIDEN_ROWS, beta = 1.0f) {
             int64_t count = dy->width - o < WIDEN_ROWS ? dy->width - o : WIDEN_ROWS;

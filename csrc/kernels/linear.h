@@ -12,10 +12,11 @@ typedef enum nf_linear_kind {
     NF_LINEAR_INT8 = 2  /* int8 and a scale for each row; activations int8 with a scale for each token */
 } nf_linear_kind;
 
-/* w: (out, in) row-major in the form of `kind`, owned by the caller; scale: (out,) of int8; bias: (out,) or NULL. */
+/* w: (out, in) row-major in the form of `kind`, rows ld elements apart (ld = in from nf_linear_of), owned by the caller;
+   scale: (out,) of int8; bias: (out,) or NULL. */
 typedef struct nf_linear {
     nf_linear_kind kind;
-    int64_t out, in;
+    int64_t out, in, ld;
     const void *w;
     const float *scale;
     const float *bias;
@@ -51,6 +52,9 @@ typedef struct nf_addend {
     int64_t ldu, v_k, v_c; /* one of v_k, v_c is 1 */
     float scale;
 } nf_addend;
+
+/* The first rows of an operand that was prepared for `like` (float32 or bf16) as a weight: (rows, width). */
+nf_linear nf_linear_of_operand(const nf_linear *like, const nf_operand *a, int64_t rows);
 
 /* Scratch bytes that one worker needs for the products below, with weights of up to `width` inputs or outputs and added
    products of up to `rank`. */

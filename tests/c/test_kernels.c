@@ -24,6 +24,13 @@ static const char *named(const char *what, nf_isa isa) {
     return title;
 }
 
+static double bf16_value(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
 static double weighted(const double *out, const double *weights, int64_t n) {
     double sum = 0.0;
     for (int64_t i = 0; i < n; i++) sum += out[i] * weights[i];
@@ -177,49 +184,53 @@ static double attention_value(void *context) {
     return weighted(c->out, c->weights, c->T * c->H * c->d);
 }
 
-static void attention_shape(nf_isa isa, const int64_t *lengths, int64_t documents, int64_t H, int64_t K, int64_t d,
-                            int gradients) {
+/* bf16 keys and values: the plain form gets the rounded values, and queries, probabilities and gradients are rounded to 8 bits
+   of mantissa on the way. */
+static void attention_shape(nf_isa isa, nf_linear_kind kind, const int64_t *lengths, int64_t documents, int64_t H, int64_t K,
+                            int64_t d, int gradients) {
     int64_t T = 0;
     nf_span spans[4];
     for (int64_t i = 0; i < documents; T += lengths[i++]) spans[i] = (nf_span){T, lengths[i], T, lengths[i]};
     int64_t nq = T * H * d, nk = T * K * d;
     float *q = new_floats(nq, 14), *k = new_floats(nk, 15), *v = new_floats(nk, 16), *d_out = new_floats(nq, 17);
     float *out = new_floats(nq, 0), *lse = new_floats(T * H, 0), *d_q = new_floats(nq, 0), *d_k = new_floats(nk, 0);
-    float *d_v = new_floats(nk, 0), *scratch = new_floats(2 * nf_attention_scratch(d), 0);
-    attention_case c = {to_double(q, nq),
-                        to_double(k, nk),
-                        to_double(v, nk),
-                        malloc((size_t)nq * 8),
-                        to_double(d_out, nq),
-                        lengths,
-                        documents,
-                        T,
-                        H,
-                        K,
-                        d};
-    nf_attention a = {H, K, d, (float)(1.0 / sqrt((double)d)), spans, documents};
+    float *d_v = new_floats(nk, 0), *scratch = aligned_alloc(64, (size_t)(2 * nf_attention_scratch(d)) * sizeof(float));
+    uint16_t *k_bits = malloc((size_t)nk * 2), *v_bits = malloc((size_t)nk * 2);
+    nf_to_bf16(k_bits, k, nk), nf_to_bf16(v_bits, v, nk);
+    attention_case c = {.lengths = lengths, .documents = documents, .T = T, .H = H, .K = K, .d = d};
+    c.q = to_double(q, nq), c.k = to_double(k, nk), c.v = to_double(v, nk), c.weights = to_double(d_out, nq);
+    c.out = malloc((size_t)nq * 8);
+    nf_attention a = {H, K, d, (float)(1.0 / sqrt((double)d)), spans, documents, nf_linear_of(kind, 0, 0, NULL, NULL), k, v};
+    double limit = LIMIT;
+    if (kind == NF_LINEAR_BF16) {
+        for (int64_t i = 0; i < nk; i++) c.k[i] = bf16_value(k_bits[i]), c.v[i] = bf16_value(v_bits[i]);
+        a.k = k_bits, a.v = v_bits, limit = 1e-2;
+    }
     attention_value(&c);
-    nf_attention_forward(pool, kernels, &a, out, lse, q, k, v, scratch);
+    nf_attention_forward(pool, kernels, &a, out, lse, q, scratch);
     char what[80];
-    snprintf(what, sizeof what, "attention T=%d H=%d K=%d d=%d", (int)T, (int)H, (int)K, (int)d);
-    check_close(named(what, isa), out, c.out, nq, LIMIT);
+    snprintf(what, sizeof what, "attention %s T=%d H=%d K=%d d=%d", kind == NF_LINEAR_F32 ? "f32" : "bf16", (int)T, (int)H,
+             (int)K, (int)d);
+    check_close(named(what, isa), out, c.out, nq, limit);
     if (gradients) {
-        nf_attention_backward(pool, kernels, &a, d_q, d_k, d_v, d_out, out, lse, q, k, v, scratch);
+        nf_attention_backward(pool, kernels, &a, d_q, d_k, d_v, d_out, out, lse, q, scratch);
         double *fq = differences(attention_value, &c, c.q, nq), *fk = differences(attention_value, &c, c.k, nk);
         double *fv = differences(attention_value, &c, c.v, nk);
-        check_close(named("attention d_q", isa), d_q, fq, nq, LIMIT);
-        check_close(named("attention d_k", isa), d_k, fk, nk, LIMIT);
-        check_close(named("attention d_v", isa), d_v, fv, nk, LIMIT);
+        check_close(named("attention d_q", isa), d_q, fq, nq, limit);
+        check_close(named("attention d_k", isa), d_k, fk, nk, limit);
+        check_close(named("attention d_v", isa), d_v, fv, nk, limit);
         free(fq), free(fk), free(fv);
     }
     free(q), free(k), free(v), free(d_out), free(out), free(lse), free(d_q), free(d_k), free(d_v), free(scratch);
-    free(c.q), free(c.k), free(c.v), free(c.out), free(c.weights);
+    free(c.q), free(c.k), free(c.v), free(c.out), free(c.weights), free(k_bits), free(v_bits);
 }
 
 static void test_attention(nf_isa isa) {
-    attention_shape(isa, (const int64_t[]){9, 1, 5}, 3, 4, 2, 6, 1);
-    attention_shape(isa, (const int64_t[]){70}, 1, 1, 1, 4, 1);      /* more than one tile of queries */
-    attention_shape(isa, (const int64_t[]){300, 20}, 2, 2, 1, 8, 0); /* more than one block of keys */
+    for (nf_linear_kind kind = NF_LINEAR_F32; kind <= NF_LINEAR_BF16; kind++) {
+        attention_shape(isa, kind, (const int64_t[]){9, 1, 5}, 3, 4, 2, 6, 1);
+        attention_shape(isa, kind, (const int64_t[]){100}, 1, 2, 1, 4, 1); /* more than one tile of queries */
+        attention_shape(isa, kind, (const int64_t[]){260, 2}, 2, 1, 1, 2, isa == nf_cpu_isa()); /* blocks of keys */
+    }
 }
 
 /* -------- cross-entropy -------- */
@@ -299,13 +310,6 @@ static void test_low_rank(nf_isa isa) {
 }
 
 /* -------- linear -------- */
-
-static double bf16_value(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
-}
 
 /* A weight of one kind, and its values in double. */
 typedef struct stored {
