@@ -215,12 +215,6 @@ static void weight_gradients(void *context, int64_t index, int worker) {
     }
 }
 
-/* b (r, out) = the transpose of a pair's B, which the backward pass reads along the outputs. */
-static void transpose_b(float *b, const projection *p) {
-    for (int64_t k = 0; k < p->r; k++)
-        for (int64_t o = 0; o < p->base.out; o++) b[k * p->base.out + o] = p->b[o * p->r + k];
-}
-
 void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
                          const stream *s) {
     job j = {.e = e, .p = p, .s = s, .n = n, .T = s->T, .y = d_y, .x = x, .d_x = d_x};
@@ -228,7 +222,7 @@ void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const
     for (int i = 0; i < n; i++) {
         j.d_h[i] = e->d_h + used, j.b[i] = e->b_transposed + used_b;
         used += p[i]->r * s->T, used_b += p[i]->r * p[i]->base.out;
-        transpose_b(j.b[i], p[i]);
+        e->kernels->transpose(j.b[i], p[i]->base.out, p[i]->b, p[i]->r, p[i]->base.out, p[i]->r);
         if (p[i]->r) lora_tiles += nf_tiles(p[i]->base.in, GRAD_COLS) + nf_tiles(p[i]->base.out, GRAD_COLS);
         if (p[i]->d_weight) weight_tiles += count_tiles(p[i]->base.out, p[i]->base.in);
     }

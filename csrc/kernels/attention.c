@@ -128,15 +128,6 @@ void nf_attention_forward(nf_pool *pool, const nf_kernels *kernels, const nf_att
 
 /* -------- backward -------- */
 
-/* to (cols, rows) = the transpose of from (rows, cols). */
-static void transpose(float *to, int64_t ldt, const float *from, int64_t ldf, int64_t rows, int64_t cols) {
-    enum { SIDE = 16 }; /* a block of each stays in the first-level cache */
-    for (int64_t r0 = 0; r0 < rows; r0 += SIDE)
-        for (int64_t c0 = 0; c0 < cols; c0 += SIDE)
-            for (int64_t c = c0; c < min64(c0 + SIDE, cols); c++)
-                for (int64_t r = r0; r < min64(r0 + SIDE, rows); r++) to[c * ldt + r] = from[r * ldf + c];
-}
-
 /* A tile of queries of one head: rows and their transposes, delta = sum(d_out * out) and the log-sum-exp of each row. */
 static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t at, int64_t rows, int64_t h) {
     const nf_attention *a = j->a;
@@ -146,8 +137,8 @@ static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t a
         r->m[t] = j->kernels->dot(r->d_out.x + t * H, j->fixed_out + (at + t) * H + h * d, d);
         r->l[t] = j->fixed_lse[(at + t) * a->heads + h];
     }
-    transpose((float *)r->q_t.x, BQ, r->q.x, H, rows, d);
-    transpose((float *)r->d_out_t.x, BQ, r->d_out.x, H, rows, d);
+    j->kernels->transpose((float *)r->q_t.x, BQ, r->q.x, H, rows, d);
+    j->kernels->transpose((float *)r->d_out_t.x, BQ, r->d_out.x, H, rows, d);
     r->q_t.width = r->d_out_t.width = rows;
     nf_linear_prepare(keys, &r->q, 0, rows);
     nf_linear_prepare(keys, &r->d_out, 0, rows);
@@ -197,8 +188,8 @@ static void backward_group(void *context, int64_t index, int worker) {
             for (int64_t row = k0 / BQ * BQ; row < T; row += BQ)
                 backward_tile(j, &r, &keys, &values, span, row, min64(BQ, T - row), h, k0);
         int64_t first = (span->kv_start + k0) * K + kv_head * d;
-        transpose(j->d_k + first, K, r.dk_t, BK, d, min64(BK, T - k0));
-        transpose(j->d_v + first, K, r.dv_t, BK, d, min64(BK, T - k0));
+        j->kernels->transpose(j->d_k + first, K, r.dk_t, BK, d, min64(BK, T - k0));
+        j->kernels->transpose(j->d_v + first, K, r.dv_t, BK, d, min64(BK, T - k0));
     }
 }
 

@@ -33,9 +33,9 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 /* -------- activations -------- */
 
 NF_TARGET void nf_bf16_prepare(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t width) {
-    int64_t stride = nf_narrow_stride(width);
+    int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
     for (int64_t t = 0; t < rows; t++, out += stride, x += ldx)
-        for (int64_t i = 0; i < stride; i += 16) {
+        for (int64_t i = 0; i < filled; i += 16) {
             __mmask16 some = floats_left(width - i);
             _mm256_storeu_si256((__m256i *)(out + i), (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some, x + i)));
         }
@@ -47,22 +47,33 @@ NF_INLINE __m512 scaled(const float *x, const float *factor, int64_t i, int64_t 
     return factor ? _mm512_mul_ps(v, _mm512_maskz_loadu_ps(some, factor + i)) : v;
 }
 
+/* The largest magnitude of a row; *broken is set where a value is not finite. */
+NF_INLINE float largest(const float *x, const float *factor, int64_t width, int *broken) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i high[4];
+    for (int k = 0; k < 4; k++) high[k] = _mm512_setzero_si512();
+    /* As integers: magnitudes have the order of their bits, and what is not finite is above all others. */
+    for (int64_t i = 0; i < width; i += 64)
+        for (int k = 0; k < 4; k++)
+            high[k] = _mm512_max_epi32(high[k],
+                                       _mm512_and_epi32(_mm512_castps_si512(scaled(x, factor, i + 16 * k, width)), magnitude));
+    for (int k = 1; k < 4; k++) high[0] = _mm512_max_epi32(high[0], high[k]);
+    int32_t top = _mm512_reduce_max_epi32(high[0]);
+    *broken = top >= 0x7f800000;
+    float value;
+    memcpy(&value, &top, sizeof value);
+    return value;
+}
+
 NF_TARGET void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
                                int64_t width) {
-    const int64_t stride = nf_narrow_stride(width);
-    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+    const int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
     for (int64_t t = 0; t < rows; t++, out += stride, x += ldx) {
-        __m512 high = _mm512_setzero_ps();
-        __mmask16 broken = 0;
-        for (int64_t i = 0; i < width; i += 16) {
-            __m512 v = scaled(x, factor, i, width);
-            high = _mm512_max_ps(high, _mm512_abs_ps(v));
-            broken |= _mm512_cmpeq_epi32_mask(_mm512_and_epi32(_mm512_castps_si512(v), exponent), exponent);
-        }
-        float top = _mm512_reduce_max_ps(high);
+        int broken;
+        float top = largest(x, factor, width, &broken);
         scale[t] = broken ? NAN : top / 127.0f;
         __m512 inverse = _mm512_set1_ps(broken || top == 0.0f ? 0.0f : 127.0f / top);
-        for (int64_t i = 0; i < stride; i += 16) {
+        for (int64_t i = 0; i < filled; i += 16) {
             __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(scaled(x, factor, i, width), inverse));
             q = _mm512_add_epi32(q, _mm512_set1_epi32(128));
             _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));

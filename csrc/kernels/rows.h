@@ -41,6 +41,8 @@ typedef struct nf_kernels {
     void (*add_scaled)(float *y, const float *x, float f, int64_t n);
     /* sum of a[i]*b[i] */
     float (*dot)(const float *a, const float *b, int64_t n);
+    /* to (cols, rows), ldt apart = the transpose of from (rows, cols), ldf apart. */
+    void (*transpose)(float *to, int64_t ldt, const float *from, int64_t ldf, int64_t rows, int64_t cols);
     /* The small side of a low-rank product: h (rows, r) = scale * x a^T, x: (rows, K) with rows ldx apart, a: (r, K). */
     void (*low_rank)(float *h, const float *x, int64_t ldx, const float *a, int64_t rows, int64_t K, int64_t r, float scale);
     /* out[k * out_k + c * out_c] += scale * sum over rows of u[t, k] * x[t, c];  u: (rows, r), x: (rows, cols), ldx apart. */

@@ -90,9 +90,13 @@ NF_INLINE vf vexp(vf x) {
     } while (0)
 
 NF_KERNEL float NF_NAME(dot)(const float *a, const float *b, int64_t n) {
-    vf t = {0};
-    NF_LANES(n, t += load(a + i) * load(b + i);, t += load_some(a + i, k) * load_some(b + i, k););
-    return sum(t);
+    vf t[4] = {{0}}; /* four sums: one would wait for itself */
+    int64_t i = 0;
+    for (; i + 4 * NF_W <= n; i += 4 * NF_W)
+        for (int j = 0; j < 4; j++) t[j] += load(a + i + j * NF_W) * load(b + i + j * NF_W);
+    for (; i + NF_W <= n; i += NF_W) t[0] += load(a + i) * load(b + i);
+    if (i < n) t[1] += load_some(a + i, n - i) * load_some(b + i, n - i);
+    return sum((t[0] + t[1]) + (t[2] + t[3]));
 }
 
 NF_KERNEL void NF_NAME(scale)(float *x, float f, int64_t n) {
@@ -183,10 +187,21 @@ NF_INLINE int64_t NF_NAME(seen)(int64_t row, int64_t cols, int64_t visible, int6
 
 /* s[0:n] = exp(scale*s - top), the rest of the row 0; returns the sum. */
 NF_INLINE float NF_NAME(exp_row)(float *s, int64_t n, int64_t cols, float scale, float top) {
-    vf total = {0};
-    NF_LANES(n, vf e = vexp(load(s + i) * scale - top); store(s + i, e); total += e;
-             , vf e = vexp(load_some(s + i, k) * scale - top); store_some(s + i, e, k); float kept[NF_W] = {0};
-             store_some(kept, e, k); total += load(kept););
+    vf total = {0}, other = {0};
+    int64_t i = 0;
+    for (; i + 2 * NF_W <= n; i += 2 * NF_W) {
+        vf a = vexp(load(s + i) * scale - top), b = vexp(load(s + i + NF_W) * scale - top);
+        store(s + i, a), store(s + i + NF_W, b);
+        total += a, other += b;
+    }
+    for (; i < n; i += NF_W) {
+        float kept[NF_W] = {0};
+        int64_t k = n - i < NF_W ? n - i : NF_W;
+        vf e = vexp(load_some(s + i, k) * scale - top);
+        store_some(s + i, e, k), store_some(kept, e, k);
+        total += load(kept);
+    }
+    total += other;
     memset(s + n, 0, (size_t)(cols - n) * sizeof *s);
     return sum(total);
 }
@@ -197,10 +212,11 @@ NF_KERNEL void NF_NAME(softmax_block)(float *s, int64_t ld, int64_t rows, int64_
         int64_t n = NF_NAME(seen)(t, cols, visible, causal);
         float top = m[t];
         if (n >= NF_W) {
-            vf high = load(s);
-            int64_t i = NF_W;
-            for (; i + NF_W <= n; i += NF_W) high = vmax(load(s + i), high);
-            high = vmax(load(s + n - NF_W), high);
+            vf high = load(s), other = high;
+            int64_t i = 0;
+            for (; i + 2 * NF_W <= n; i += 2 * NF_W) high = vmax(load(s + i), high), other = vmax(load(s + i + NF_W), other);
+            if (i + NF_W <= n) high = vmax(load(s + i), high);
+            high = vmax(vmax(load(s + n - NF_W), other), high);
             float lanes[NF_W];
             store(lanes, high);
             for (int j = 0; j < NF_W; j++) top = lanes[j] * scale > top ? lanes[j] * scale : top;
@@ -224,6 +240,34 @@ NF_KERNEL void NF_NAME(softmax_backward)(float *dp, const float *p, int64_t ld, 
     for (int64_t t = 0; t < rows; t++, dp += ld, p += ld)
         NF_LANES(cols, store(dp + i, load(p + i) * (load(dp + i) - delta[t]) * scale);
                  , store_some(dp + i, load_some(p + i, k) * (load_some(dp + i, k) - delta[t]) * scale, k););
+}
+
+/* In blocks of 4 x 4. */
+NF_KERNEL void NF_NAME(transpose)(float *to, int64_t ldt, const float *from, int64_t ldf, int64_t rows, int64_t cols) {
+    typedef float four __attribute__((vector_size(16)));
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4)
+        for (int64_t c = 0; c < cols; c += 4) {
+            int64_t n = cols - c;
+            if (n < 4) {
+                for (int64_t i = 0; i < n; i++)
+                    for (int64_t k = 0; k < 4; k++) to[(c + i) * ldt + r + k] = from[(r + k) * ldf + c + i];
+                continue;
+            }
+            four a[4], b[4];
+            for (int i = 0; i < 4; i++) memcpy(&a[i], from + (r + i) * ldf + c, sizeof a[i]);
+            for (int i = 0; i < 2; i++) {
+                b[2 * i] = (four){a[2 * i][0], a[2 * i + 1][0], a[2 * i][1], a[2 * i + 1][1]};
+                b[2 * i + 1] = (four){a[2 * i][2], a[2 * i + 1][2], a[2 * i][3], a[2 * i + 1][3]};
+            }
+            for (int i = 0; i < 2; i++) {
+                a[2 * i] = (four){b[i][0], b[i][1], b[i + 2][0], b[i + 2][1]};
+                a[2 * i + 1] = (four){b[i][2], b[i][3], b[i + 2][2], b[i + 2][3]};
+            }
+            for (int i = 0; i < 4; i++) memcpy(to + (c + i) * ldt + r, &a[i], sizeof a[i]);
+        }
+    for (; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) to[c * ldt + r] = from[r * ldf + c];
 }
 
 /* Blocks of 4 x 4 dot products; places behind the last row or column are computed from the last one and dropped. */
@@ -307,6 +351,7 @@ static const nf_kernels NF_NAME(table) = {
     .scale = NF_NAME(scale),
     .add_scaled = NF_NAME(add_scaled),
     .dot = NF_NAME(dot),
+    .transpose = NF_NAME(transpose),
     .low_rank = NF_NAME(low_rank),
     .low_rank_gradient = NF_NAME(low_rank_gradient),
     .adamw = NF_NAME(adamw),
