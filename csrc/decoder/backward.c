@@ -12,8 +12,10 @@ typedef struct job {
     block *b;
     const norm *norm;
     const float *x; /* input of the norm */
-    float *d_gain;
-    int64_t width, tiles;
+    int64_t tiles;
+    projection *const *p; /* a group of projections, */
+    float *const *d_y;    /* the gradients of their outputs, */
+    int n, wants_d_x;     /* and whether that of their input is wanted */
 } job;
 
 static int has_lora(const block *b, int first, int last) {
@@ -24,19 +26,21 @@ static int has_lora(const block *b, int first, int last) {
 
 /* -------- norms -------- */
 
-static void normed_rows(void *context, int64_t index, int worker) {
-    const job *j = context;
+/* The normed input again: cheaper to compute than to keep for every layer. */
+static void renormalise(const job *j, int64_t row, int64_t rows) {
     nf_engine *e = j->e;
-    int64_t row = index * ROW_TILE, D = e->shape.hidden;
-    (void)worker;
-    e->kernels->rmsnorm_forward(e->normed + row * D, D, j->x + row * D, D, j->norm->gain, nf_min(ROW_TILE, j->s->T - row), D,
-                                e->shape.eps);
+    int64_t D = e->shape.hidden;
+    e->kernels->rmsnorm_forward(e->normed + row * D, D, j->x + row * D, D, j->norm->gain, rows, D, e->shape.eps);
 }
 
-/* The normed input again: cheaper to compute than to keep for every layer. */
-static void renormalise(nf_engine *e, const stream *s, const norm *n, const float *x) {
-    job j = {.e = e, .s = s, .norm = n, .x = x};
-    nf_pool_run(e->pool, nf_tiles(s->T, ROW_TILE), normed_rows, &j);
+static void gradient_rows(const job *j, int64_t row, int64_t rows) {
+    nf_project_gradient_rows(j->e, j->p, j->n, j->s, j->d_y, j->wants_d_x, row, rows);
+}
+
+static void only_gradient_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    (void)worker;
+    gradient_rows(j, index * ROW_TILE, nf_min(ROW_TILE, j->s->T - index * ROW_TILE));
 }
 
 static void norm_backward_rows(void *context, int64_t index, int worker) {
@@ -64,32 +68,41 @@ static void norm_backward(nf_engine *e, const stream *s, const norm *n, const fl
 
 /* -------- feed-forward half -------- */
 
-static void acted_rows(void *context, int64_t index, int worker) {
+static void down_rows(void *context, int64_t index, int worker) {
     const job *j = context;
-    int64_t F = j->e->shape.ffn, at = index * ROW_TILE * F, n = nf_min(ROW_TILE, j->s->T - index * ROW_TILE) * F;
+    nf_engine *e = j->e;
+    int64_t F = e->shape.ffn, row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), at = row * F;
     (void)worker;
-    j->e->kernels->swiglu_forward(j->e->acted + at, j->b->act.gate + at, j->b->act.up + at, n);
+    if (j->p[0]->r || j->p[0]->d_weight)
+        e->kernels->swiglu_forward(e->acted + at, j->b->act.gate + at, j->b->act.up + at, rows * F);
+    gradient_rows(j, row, rows);
 }
 
 static void swiglu_backward_rows(void *context, int64_t index, int worker) {
     const job *j = context;
     nf_engine *e = j->e;
-    int64_t F = e->shape.ffn, at = index * ROW_TILE * F, n = nf_min(ROW_TILE, j->s->T - index * ROW_TILE) * F;
+    int64_t F = e->shape.ffn, row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), at = row * F;
     (void)worker;
-    e->kernels->swiglu_backward(e->d_gate + at, e->d_up + at, e->d_gate + at, j->b->act.gate + at, j->b->act.up + at, n);
+    e->kernels->swiglu_backward(e->d_gate + at, e->d_up + at, e->d_gate + at, j->b->act.gate + at, j->b->act.up + at, rows * F);
+    renormalise(j, row, rows);
+    gradient_rows(j, row, rows);
 }
 
 static void ffn_backward(nf_engine *e, const stream *s, block *b, int down_to_input) {
-    job j = {.e = e, .s = s, .b = b};
     int64_t tiles = nf_tiles(s->T, ROW_TILE);
     projection *down[] = {&b->p[P_DOWN]}, *gate_up[] = {&b->p[P_GATE], &b->p[P_UP]};
+    float *d_x[] = {e->x}, *d_gate_up[] = {e->d_gate, e->d_up};
     int deeper = down_to_input || has_lora(b, P_GATE, P_UP);
-    if (b->p[P_DOWN].r || b->p[P_DOWN].d_weight) nf_pool_run(e->pool, tiles, acted_rows, &j);
-    nf_project_backward(e, down, 1, (float *const[]){e->x}, e->acted, deeper ? e->d_gate : NULL, s);
+    job j = {.e = e, .s = s, .b = b, .p = down, .d_y = d_x, .n = 1, .wants_d_x = deeper};
+    nf_project_begin_backward(e, down, 1);
+    nf_pool_run(e->pool, tiles, down_rows, &j);
+    nf_project_backward(e, down, 1, d_x, e->acted, deeper ? e->d_gate : NULL, s);
     if (!deeper) return;
+    j = (job){.e = e, .s = s, .b = b, .p = gate_up, .d_y = d_gate_up, .n = 2, .wants_d_x = down_to_input};
+    j.norm = &b->ffn_norm, j.x = b->act.middle;
+    nf_project_begin_backward(e, gate_up, 2);
     nf_pool_run(e->pool, tiles, swiglu_backward_rows, &j);
-    renormalise(e, s, &b->ffn_norm, b->act.middle);
-    nf_project_backward(e, gate_up, 2, (float *const[]){e->d_gate, e->d_up}, e->normed, down_to_input ? e->d_normed : NULL, s);
+    nf_project_backward(e, gate_up, 2, d_gate_up, e->normed, down_to_input ? e->d_normed : NULL, s);
     if (down_to_input) norm_backward(e, s, &b->ffn_norm, b->act.middle);
 }
 
@@ -115,30 +128,38 @@ static void rotate_back_rows(void *context, int64_t index, int worker) {
     (void)worker;
     e->kernels->rope(e->d_q + row * H, H, cosine, sine, rows, c->heads, d, half, c->interleaved, -1.0f);
     e->kernels->rope(e->d_k + row * K, K, cosine, sine, rows, c->kv_heads, d, half, c->interleaved, -1.0f);
-    if (!j->b->q_norm.gain) return;
-    head_norm_backward(j, &j->b->q_norm, e->d_q, j->b->act.q_raw, c->heads, row, rows, e->partial + index * d);
-    head_norm_backward(j, &j->b->k_norm, e->d_k, j->b->act.k_raw, c->kv_heads, row, rows, e->partial + (j->tiles + index) * d);
+    if (j->b->q_norm.gain) {
+        float *partial = e->partial + index * d;
+        head_norm_backward(j, &j->b->q_norm, e->d_q, j->b->act.q_raw, c->heads, row, rows, partial);
+        head_norm_backward(j, &j->b->k_norm, e->d_k, j->b->act.k_raw, c->kv_heads, row, rows, partial + j->tiles * d);
+    }
+    renormalise(j, row, rows);
+    gradient_rows(j, row, rows);
 }
 
 static void attention_backward(nf_engine *e, const stream *s, block *b, int down_to_input) {
-    const nf_shape *c = &e->shape;
     activations *a = &b->act;
-    job j = {.e = e, .s = s, .b = b, .tiles = nf_tiles(s->T, ROW_TILE)};
+    int64_t tiles = nf_tiles(s->T, ROW_TILE), d = e->shape.head_dim;
     projection *o[] = {&b->p[P_O]}, *qkv[] = {&b->p[P_Q], &b->p[P_K], &b->p[P_V]};
+    float *d_x[] = {e->x}, *d_qkv[] = {e->d_q, e->d_k, e->d_v};
     int deeper = down_to_input || has_lora(b, P_Q, P_V);
-    nf_project_backward(e, o, 1, (float *const[]){e->x}, a->attended, deeper ? e->d_attended : NULL, s);
+    job j = {.e = e, .s = s, .b = b, .p = o, .d_y = d_x, .n = 1, .wants_d_x = deeper};
+    nf_project_begin_backward(e, o, 1);
+    nf_pool_run(e->pool, tiles, only_gradient_rows, &j);
+    nf_project_backward(e, o, 1, d_x, a->attended, deeper ? e->d_attended : NULL, s);
     if (!deeper) return;
     nf_attention attention = nf_attention_of(e, s, a);
     nf_attention_backward(e->pool, e->kernels, &attention, e->d_q, e->d_k, e->d_v, e->d_attended, a->attended, a->lse, a->q,
                           e->attention_scratch);
-    nf_pool_run(e->pool, j.tiles, rotate_back_rows, &j);
+    j = (job){.e = e, .s = s, .b = b, .p = qkv, .d_y = d_qkv, .n = 3, .wants_d_x = down_to_input, .tiles = tiles};
+    j.norm = &b->attn_norm, j.x = a->x;
+    nf_project_begin_backward(e, qkv, 3);
+    nf_pool_run(e->pool, tiles, rotate_back_rows, &j);
     if (b->q_norm.d_gain) {
-        int64_t d = c->head_dim;
-        add_partials(e, b->q_norm.d_gain, j.tiles, d);
-        for (int64_t i = 0; i < j.tiles; i++) e->kernels->add_scaled(b->k_norm.d_gain, e->partial + (j.tiles + i) * d, 1.0f, d);
+        add_partials(e, b->q_norm.d_gain, tiles, d);
+        for (int64_t i = 0; i < tiles; i++) e->kernels->add_scaled(b->k_norm.d_gain, e->partial + (tiles + i) * d, 1.0f, d);
     }
-    renormalise(e, s, &b->attn_norm, a->x);
-    nf_project_backward(e, qkv, 3, (float *const[]){e->d_q, e->d_k, e->d_v}, e->normed, down_to_input ? e->d_normed : NULL, s);
+    nf_project_backward(e, qkv, 3, d_qkv, e->normed, down_to_input ? e->d_normed : NULL, s);
     if (down_to_input) norm_backward(e, s, &b->attn_norm, a->x);
 }
 

@@ -100,7 +100,7 @@ struct nf_cache {
     float *k, *v;                            /* (layers, capacity, width) */
 };
 
-enum { ROW_TILE = 32 }; /* rows of one task of the row kernels */
+enum { ROW_TILE = 16 }; /* rows of one task of the row kernels */
 
 static inline int64_t nf_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t nf_tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -127,7 +127,15 @@ void nf_project_prepare(nf_engine *e, projection *const *p, int n, const stream 
 /* y[i] = x W_i^T + bias_i + scale_i h_i B_i^T (+ residual, which may be NULL), all tiles of n projections in one loop. */
 void nf_project(nf_engine *e, projection *const *p, int n, float *const *y, const float *x, const float *residual, int64_t T);
 
-/* Gradients of n projections that read the same x: of their weights or pairs, and (unless NULL) d_x = sum over them. */
+/* The backward pass of a group of projections that read the same x, in three calls: once before, for all rows, once after. */
+void nf_project_begin_backward(nf_engine *e, projection *const *p, int n);
+
+/* For the rows [row, row+rows): d_h = scale * d_y B of every pair and, when d_x is wanted, d_y as the weights want it. */
+void nf_project_gradient_rows(nf_engine *e, projection *const *p, int n, const stream *s, float *const *d_y, int wants_d_x,
+                              int64_t row, int64_t rows);
+
+/* After all rows: gradients of n projections that read the same x, of their weights or pairs, and (unless NULL)
+   d_x = sum over them. */
 void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
                          const stream *s);
 

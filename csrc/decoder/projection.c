@@ -5,7 +5,7 @@
 #include "../kernels/matmul.h"
 #include "engine.h"
 
-enum { TILE_ROWS = 256, TILE_COLS = 384, LORA_ROWS = 64, GRAD_COLS = 128 };
+enum { TILE_ROWS = 256, TILE_COLS = 384, GRAD_COLS = 128 };
 
 /* A tile of one of n matrices. */
 typedef struct place {
@@ -34,7 +34,6 @@ typedef struct job {
     const float *x, *residual;
     float *d_x;
     float *d_h[4]; /* (T, r) of each projection */
-    float *b[4];   /* (r, out): B transposed, in the backward pass */
 } job;
 
 /* -------- dropout: the mask is a function of (seed, projection, element), so nothing is stored -------- */
@@ -119,17 +118,32 @@ static nf_operand gradient_of(const job *j, int i) {
     return nf_operand_in(j->e->d_output[i], j->y[i], out, j->T, out);
 }
 
-/* For some rows: d_h = scale * d_y B of every pair, and d_y as the weights want it. */
-static void output_rows(void *context, int64_t index, int worker) {
-    const job *j = context;
-    int64_t row = index * LORA_ROWS, rows = nf_min(LORA_ROWS, j->T - row);
-    (void)worker;
-    for (int i = 0; i < j->n; i++) {
-        const projection *p = j->p[i];
-        nf_operand d_y = gradient_of(j, i);
-        if (j->d_x) nf_linear_prepare_gradient(&p->base, &d_y, 0, row, rows);
-        int64_t out = p->base.out;
-        if (p->r) j->e->kernels->low_rank(j->d_h[i] + row * p->r, d_y.x + row * out, out, j->b[i], rows, out, p->r, p->scale);
+/* Low-rank gradients and transposed B of each projection lie one behind the other. */
+static float *d_h_of(const nf_engine *e, projection *const *p, int which, int64_t T) {
+    int64_t used = 0;
+    for (int i = 0; i < which; i++) used += p[i]->r * T;
+    return e->d_h + used;
+}
+
+static float *b_of(const nf_engine *e, projection *const *p, int which) {
+    int64_t used = 0;
+    for (int i = 0; i < which; i++) used += p[i]->r * p[i]->base.out;
+    return e->b_transposed + used;
+}
+
+void nf_project_begin_backward(nf_engine *e, projection *const *p, int n) {
+    for (int i = 0; i < n; i++) e->kernels->transpose(b_of(e, p, i), p[i]->base.out, p[i]->b, p[i]->r, p[i]->base.out, p[i]->r);
+}
+
+void nf_project_gradient_rows(nf_engine *e, projection *const *p, int n, const stream *s, float *const *d_y, int wants_d_x,
+                              int64_t row, int64_t rows) {
+    for (int i = 0; i < n; i++) {
+        int64_t out = p[i]->base.out, r = p[i]->r;
+        nf_operand gradient = nf_operand_in(e->d_output[i], d_y[i], out, s->T, out);
+        if (wants_d_x) nf_linear_prepare_gradient(&p[i]->base, &gradient, 0, row, rows);
+        if (r)
+            e->kernels->low_rank(d_h_of(e, p, i, s->T) + row * r, d_y[i] + row * out, out, b_of(e, p, i), rows, out, r,
+                                 p[i]->scale);
     }
 }
 
@@ -218,15 +232,12 @@ static void weight_gradients(void *context, int64_t index, int worker) {
 void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
                          const stream *s) {
     job j = {.e = e, .p = p, .s = s, .n = n, .T = s->T, .y = d_y, .x = x, .d_x = d_x};
-    int64_t lora_tiles = 0, weight_tiles = 0, used = 0, used_b = 0;
+    int64_t lora_tiles = 0, weight_tiles = 0;
     for (int i = 0; i < n; i++) {
-        j.d_h[i] = e->d_h + used, j.b[i] = e->b_transposed + used_b;
-        used += p[i]->r * s->T, used_b += p[i]->r * p[i]->base.out;
-        e->kernels->transpose(j.b[i], p[i]->base.out, p[i]->b, p[i]->r, p[i]->base.out, p[i]->r);
+        j.d_h[i] = d_h_of(e, p, i, s->T);
         if (p[i]->r) lora_tiles += nf_tiles(p[i]->base.in, GRAD_COLS) + nf_tiles(p[i]->base.out, GRAD_COLS);
         if (p[i]->d_weight) weight_tiles += count_tiles(p[i]->base.out, p[i]->base.in);
     }
-    if (lora_tiles || e->narrow) nf_pool_run(e->pool, nf_tiles(s->T, LORA_ROWS), output_rows, &j);
     if (lora_tiles) nf_pool_run(e->pool, lora_tiles, lora_gradients, &j);
     if (weight_tiles) nf_pool_run(e->pool, weight_tiles, weight_gradients, &j);
     if (!d_x) return;
