@@ -15,7 +15,8 @@ typedef struct job {
     int64_t tiles;
     projection *const *p; /* a group of projections, */
     float *const *d_y;    /* the gradients of their outputs, */
-    int n, wants_d_x;     /* and whether that of their input is wanted */
+    const float *input;   /* their input, */
+    int n, wants_d_x;     /* and whether its gradient is wanted */
 } job;
 
 static int has_lora(const block *b, int first, int last) {
@@ -34,7 +35,7 @@ static void renormalise(const job *j, int64_t row, int64_t rows) {
 }
 
 static void gradient_rows(const job *j, int64_t row, int64_t rows) {
-    nf_project_gradient_rows(j->e, j->p, j->n, j->s, j->d_y, j->wants_d_x, row, rows);
+    nf_project_gradient_rows(j->e, j->p, j->n, j->s, j->d_y, j->input, j->wants_d_x, row, rows);
 }
 
 static void only_gradient_rows(void *context, int64_t index, int worker) {
@@ -93,12 +94,12 @@ static void ffn_backward(nf_engine *e, const stream *s, block *b, int down_to_in
     projection *down[] = {&b->p[P_DOWN]}, *gate_up[] = {&b->p[P_GATE], &b->p[P_UP]};
     float *d_x[] = {e->x}, *d_gate_up[] = {e->d_gate, e->d_up};
     int deeper = down_to_input || has_lora(b, P_GATE, P_UP);
-    job j = {.e = e, .s = s, .b = b, .p = down, .d_y = d_x, .n = 1, .wants_d_x = deeper};
+    job j = {.e = e, .s = s, .b = b, .p = down, .d_y = d_x, .input = e->acted, .n = 1, .wants_d_x = deeper};
     nf_project_begin_backward(e, down, 1);
     nf_pool_run(e->pool, tiles, down_rows, &j);
     nf_project_backward(e, down, 1, d_x, e->acted, deeper ? e->d_gate : NULL, s);
     if (!deeper) return;
-    j = (job){.e = e, .s = s, .b = b, .p = gate_up, .d_y = d_gate_up, .n = 2, .wants_d_x = down_to_input};
+    j = (job){.e = e, .s = s, .b = b, .p = gate_up, .d_y = d_gate_up, .input = e->normed, .n = 2, .wants_d_x = down_to_input};
     j.norm = &b->ffn_norm, j.x = b->act.middle;
     nf_project_begin_backward(e, gate_up, 2);
     nf_pool_run(e->pool, tiles, swiglu_backward_rows, &j);
@@ -143,7 +144,7 @@ static void attention_backward(nf_engine *e, const stream *s, block *b, int down
     projection *o[] = {&b->p[P_O]}, *qkv[] = {&b->p[P_Q], &b->p[P_K], &b->p[P_V]};
     float *d_x[] = {e->x}, *d_qkv[] = {e->d_q, e->d_k, e->d_v};
     int deeper = down_to_input || has_lora(b, P_Q, P_V);
-    job j = {.e = e, .s = s, .b = b, .p = o, .d_y = d_x, .n = 1, .wants_d_x = deeper};
+    job j = {.e = e, .s = s, .b = b, .p = o, .d_y = d_x, .input = a->attended, .n = 1, .wants_d_x = deeper};
     nf_project_begin_backward(e, o, 1);
     nf_pool_run(e->pool, tiles, only_gradient_rows, &j);
     nf_project_backward(e, o, 1, d_x, a->attended, deeper ? e->d_attended : NULL, s);
@@ -151,7 +152,8 @@ static void attention_backward(nf_engine *e, const stream *s, block *b, int down
     nf_attention attention = nf_attention_of(e, s, a);
     nf_attention_backward(e->pool, e->kernels, &attention, e->d_q, e->d_k, e->d_v, e->d_attended, a->attended, a->lse, a->q,
                           e->attention_scratch);
-    j = (job){.e = e, .s = s, .b = b, .p = qkv, .d_y = d_qkv, .n = 3, .wants_d_x = down_to_input, .tiles = tiles};
+    j = (job){
+        .e = e, .s = s, .b = b, .p = qkv, .d_y = d_qkv, .input = e->normed, .n = 3, .wants_d_x = down_to_input, .tiles = tiles};
     j.norm = &b->attn_norm, j.x = a->x;
     nf_project_begin_backward(e, qkv, 3);
     nf_pool_run(e->pool, tiles, rotate_back_rows, &j);

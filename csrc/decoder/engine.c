@@ -238,8 +238,10 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     e->worker_scratch = floats(a, workers * e->worker_floats);
     int64_t prepared = e->narrow ? nf_operand_bytes(T, widest) : 0;
     e->input = take(a, prepared, 1);
+    int full = e->mode == NF_MODE_FULL;
     for (int i = 0; i < 3; i++) e->d_output[i] = take(a, training ? prepared : 0, 1);
-    e->product_bytes = e->narrow ? (nf_linear_scratch(widest, lora_width) + 63) / 64 * 64 : 0;
+    for (int i = 0; i < 3; i++) e->d_output_t[i] = take(a, full && e->narrow ? nf_operand_bytes(widest, T) : 0, 1);
+    e->product_bytes = e->narrow ? (nf_linear_scratch(widest > T ? widest : T, lora_width) + 63) / 64 * 64 : 0;
     e->product_scratch = take(a, workers * e->product_bytes, 1);
     e->entropy_scratch = floats(a, nf_cross_entropy_scratch(T, D, c->vocab, workers, e->mode == NF_MODE_FULL));
 
@@ -304,7 +306,7 @@ nf_status nf_engine_reserve(nf_engine *e, nf_mode mode, int64_t max_tokens) {
         lora_width = width > lora_width ? width : lora_width;
     }
     e->mode = mode, e->max_tokens = max_tokens, e->kv_form = kv_form_of(e);
-    if (mode == NF_MODE_FULL && e->narrow) return nf_fail(NF_ERR_STATE, "narrow weights cannot be trained");
+    if (mode == NF_MODE_FULL && e->embed.kind == NF_LINEAR_INT8) return nf_fail(NF_ERR_STATE, "int8 weights cannot be trained");
     if (!e->head.w) {
         e->head = e->embed;
         e->d_head = e->d_embed;

@@ -79,6 +79,7 @@ struct nf_engine {
     int narrow;                /* some weight is not float32 */
     nf_linear kv_form;         /* how the keys and values are kept in training */
     void *input, *d_output[3]; /* prepared operands of the current projections */
+    void *d_output_t[3];       /* full training: the gradients of their outputs, transposed */
     char *product_scratch;
     int64_t product_bytes; /* of product_scratch, for each worker */
 };
@@ -130,9 +131,10 @@ void nf_project(nf_engine *e, projection *const *p, int n, float *const *y, cons
 /* The backward pass of a group of projections that read the same x, in three calls: once before, for all rows, once after. */
 void nf_project_begin_backward(nf_engine *e, projection *const *p, int n);
 
-/* For the rows [row, row+rows): d_h = scale * d_y B of every pair and, when d_x is wanted, d_y as the weights want it. */
-void nf_project_gradient_rows(nf_engine *e, projection *const *p, int n, const stream *s, float *const *d_y, int wants_d_x,
-                              int64_t row, int64_t rows);
+/* For the rows [row, row+rows): d_h = scale * d_y B of every pair and, when d_x is wanted, d_y as the weights want it; with
+   trained weights also x as their gradients want it. */
+void nf_project_gradient_rows(nf_engine *e, projection *const *p, int n, const stream *s, float *const *d_y, const float *x,
+                              int wants_d_x, int64_t row, int64_t rows);
 
 /* After all rows: gradients of n projections that read the same x, of their weights or pairs, and (unless NULL)
    d_x = sum over them. */

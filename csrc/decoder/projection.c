@@ -135,8 +135,12 @@ void nf_project_begin_backward(nf_engine *e, projection *const *p, int n) {
     for (int i = 0; i < n; i++) e->kernels->transpose(b_of(e, p, i), p[i]->base.out, p[i]->b, p[i]->r, p[i]->base.out, p[i]->r);
 }
 
-void nf_project_gradient_rows(nf_engine *e, projection *const *p, int n, const stream *s, float *const *d_y, int wants_d_x,
-                              int64_t row, int64_t rows) {
+void nf_project_gradient_rows(nf_engine *e, projection *const *p, int n, const stream *s, float *const *d_y, const float *x,
+                              int wants_d_x, int64_t row, int64_t rows) {
+    if (p[0]->d_weight) {
+        nf_operand input = nf_operand_in(e->input, x, p[0]->base.in, s->T, p[0]->base.in);
+        nf_linear_prepare(&p[0]->base, &input, row, rows);
+    }
     for (int i = 0; i < n; i++) {
         int64_t out = p[i]->base.out, r = p[i]->r;
         nf_operand gradient = nf_operand_in(e->d_output[i], d_y[i], out, s->T, out);
@@ -207,10 +211,29 @@ static void lora_gradients(void *context, int64_t index, int worker) {
     }
 }
 
+static nf_operand output_gradient(const job *j, int i) {
+    int64_t out = j->p[i]->base.out;
+    return nf_operand_in(j->e->d_output_t[i], j->y[i], out, out, j->T);
+}
+
+/* d_y as the gradients of weights want it: transposed, a stripe of columns of one projection. */
+static void transpose_outputs(void *context, int64_t index, int worker) {
+    const job *j = context;
+    (void)worker;
+    for (int i = 0; i < j->n; i++) {
+        int64_t out = j->p[i]->base.out, stripes = nf_tiles(out, GRAD_COLS), o = index * GRAD_COLS;
+        nf_operand d_y = output_gradient(j, i);
+        if (index < stripes) {
+            nf_linear_prepare_transposed(&j->p[i]->base, &d_y, j->T, o, nf_min(o + GRAD_COLS, out));
+            return;
+        }
+        index -= stripes;
+    }
+}
+
 /* d_weight (rows of out, all in) += d_y^T x, d_bias += sum of d_y; tiles are (out x in). */
 static void weight_gradients(void *context, int64_t index, int worker) {
     const job *j = context;
-    (void)worker;
     for (int i = 0; i < j->n; i++) {
         const projection *p = j->p[i];
         int64_t in = p->base.in, out = p->base.out, cols = in;
@@ -220,8 +243,9 @@ static void weight_gradients(void *context, int64_t index, int worker) {
             continue;
         }
         place at = locate(index, out, &cols);
-        nf_matmul(1, 0, at.rows, at.cols, j->T, 1.0f, j->y[i] + at.row, out, j->x + at.col, in, 1.0f,
-                  p->d_weight + at.row * in + at.col, in);
+        nf_operand d_y = output_gradient(j, i), x = nf_operand_in(j->e->input, j->x, in, j->T, in);
+        nf_linear_gradient_tile(&p->base, p->d_weight + at.row * in + at.col, in, &d_y, &x, j->T, at.row, at.row + at.rows,
+                                at.col, at.col + at.cols, j->e->product_scratch + worker * j->e->product_bytes);
         if (p->d_bias && at.col == 0)
             for (int64_t t = 0; t < j->T; t++)
                 j->e->kernels->add_scaled(p->d_bias + at.row, j->y[i] + t * out + at.row, 1.0f, at.rows);
@@ -232,13 +256,15 @@ static void weight_gradients(void *context, int64_t index, int worker) {
 void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
                          const stream *s) {
     job j = {.e = e, .p = p, .s = s, .n = n, .T = s->T, .y = d_y, .x = x, .d_x = d_x};
-    int64_t lora_tiles = 0, weight_tiles = 0;
+    int64_t lora_tiles = 0, weight_tiles = 0, stripes = 0;
     for (int i = 0; i < n; i++) {
         j.d_h[i] = d_h_of(e, p, i, s->T);
         if (p[i]->r) lora_tiles += nf_tiles(p[i]->base.in, GRAD_COLS) + nf_tiles(p[i]->base.out, GRAD_COLS);
         if (p[i]->d_weight) weight_tiles += count_tiles(p[i]->base.out, p[i]->base.in);
+        if (p[i]->d_weight && e->narrow) stripes += nf_tiles(p[i]->base.out, GRAD_COLS);
     }
     if (lora_tiles) nf_pool_run(e->pool, lora_tiles, lora_gradients, &j);
+    if (stripes) nf_pool_run(e->pool, stripes, transpose_outputs, &j);
     if (weight_tiles) nf_pool_run(e->pool, weight_tiles, weight_gradients, &j);
     if (!d_x) return;
     j.cols[0] = p[0]->base.in;

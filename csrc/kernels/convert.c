@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "../core/pool.h"
+
 void nf_to_bf16(uint16_t *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -11,6 +13,31 @@ void nf_to_bf16(uint16_t *out, const float *x, int64_t n) {
         uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
         out[i] = (uint16_t)(isnan(x[i]) ? (bits >> 16 | 0x40) : rounded);
     }
+}
+
+typedef struct job {
+    uint16_t *out;
+    const float *x;
+    int64_t n;
+} job;
+
+enum { PIECE = 1 << 16 };
+
+static void bf16_piece(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t at = index * PIECE;
+    (void)worker;
+    nf_to_bf16(j->out + at, j->x + at, j->n - at < PIECE ? j->n - at : PIECE);
+}
+
+nf_status nf_to_bf16_threads(uint16_t *out, const float *x, int64_t n, int threads) {
+    int64_t pieces = (n + PIECE - 1) / PIECE;
+    job j = {out, x, n};
+    nf_pool *pool;
+    NF_TRY(nf_pool_new(&pool, pieces < threads ? (pieces > 0 ? (int)pieces : 1) : threads));
+    nf_pool_run(pool, pieces, bf16_piece, &j);
+    nf_pool_free(pool);
+    return NF_OK;
 }
 
 void nf_to_int8(int8_t *out, float *scale, const float *x, int64_t rows, int64_t width) {

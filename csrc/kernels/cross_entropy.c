@@ -25,10 +25,12 @@ static int64_t stripes_of(int64_t n, int64_t V) {
 
 static int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/* What one worker needs for its products: prepared rows of x, prepared logits, scratch. */
-static int64_t worker_bytes(int64_t D) {
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* What one worker needs for its products: prepared rows of x, prepared logits, scratch; n: rows that a trained head sums. */
+static int64_t worker_bytes(int64_t D, int64_t n) {
     return align(nf_operand_bytes(ROWS, D)) + align(nf_operand_bytes(ROWS, CHUNK)) +
-           align(nf_linear_scratch(D > CHUNK ? D : CHUNK, 0));
+           align(nf_linear_scratch(max64(max64(D, BLOCK), n), 0));
 }
 
 typedef struct job {
@@ -38,10 +40,11 @@ typedef struct job {
     const int32_t *targets;
     int64_t n, stripes, block, block_size;
     float *losses, *d_x, *d_w, *logits;
-    char *workers; /* worker_bytes of each */
-    float *part_x; /* (stripes, n, D): sum over the stripe of exp(logit - m) * W[v] */
-    float *m, *l;  /* (stripes, n): running maximum and sum */
-    float *target; /* (n,): the logit of the target */
+    char *workers;                             /* worker_bytes of each */
+    void *inputs, *probabilities, *transposed; /* of a trained head: memory of its operands */
+    float *part_x;                             /* (stripes, n, D): sum over the stripe of exp(logit - m) * W[v] */
+    float *m, *l;                              /* (stripes, n): running maximum and sum */
+    float *target;                             /* (n,): the logit of the target */
 } job;
 
 static void stripe_forward(void *context, int64_t index, int worker) {
@@ -52,7 +55,7 @@ static void stripe_forward(void *context, int64_t index, int worker) {
     float *m = j->m + stripe * j->n + row, *l = j->l + stripe * j->n + row;
     float *acc = j->part_x ? j->part_x + (stripe * j->n + row) * D : NULL, *logits = j->logits + (int64_t)worker * ROWS * CHUNK;
     float correction[ROWS];
-    char *memory = j->workers + worker * worker_bytes(D);
+    char *memory = j->workers + worker * worker_bytes(D, j->n);
     nf_operand x = nf_operand_in(memory, j->x + row * D, D, ROWS, D);
     nf_operand p = nf_operand_in(memory + align(nf_operand_bytes(ROWS, D)), logits, CHUNK, ROWS, CHUNK);
     void *scratch = memory + align(nf_operand_bytes(ROWS, D)) + align(nf_operand_bytes(ROWS, CHUNK));
@@ -95,28 +98,56 @@ static void join_row(void *context, int64_t t, int worker) {
         j->kernels->add_scaled(j->d_x + t * D, j->part_x + (s * n + t) * D, expf(j->m[s * n + t] - top) / total, D);
 }
 
-/* One tile of the softmax for the current block of the vocabulary. */
+/* -------- a trained head -------- */
+
+/* Operands of the current block of the vocabulary: x, its probabilities, and those transposed. */
+static nf_operand inputs_of(const job *j) { return nf_operand_in(j->inputs, j->x, j->head->in, j->n, j->head->in); }
+static nf_operand probabilities_of(const job *j) {
+    return nf_operand_in(j->probabilities, j->logits, BLOCK, j->n, j->block_size);
+}
+static nf_operand transposed_of(const job *j) { return nf_operand_in(j->transposed, j->logits, BLOCK, BLOCK, j->n); }
+
+static void prepare_inputs(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t row = index * ROWS;
+    nf_operand x = inputs_of(j);
+    (void)worker;
+    nf_linear_prepare(j->head, &x, row, min64(ROWS, j->n - row));
+}
+
+/* One tile of the softmax for the current block. */
 static void block_probabilities(void *context, int64_t index, int worker) {
     const job *j = context;
     int64_t chunks = tiles_of(j->block_size, CHUNK), row = index / chunks * ROWS, rows = min64(ROWS, j->n - row);
-    int64_t col = index % chunks * CHUNK, cols = min64(CHUNK, j->block_size - col), v = j->block + col, D = j->head->in;
+    int64_t col = index % chunks * CHUNK, cols = min64(CHUNK, j->block_size - col), v = j->block + col;
     float *p = j->logits + row * BLOCK + col;
-    nf_operand x = {.x = j->x, .ld = D, .width = D}; /* a trained head is float32: nothing to prepare */
-    (void)worker;
-    nf_linear_tile(j->head, p, BLOCK, &x, row, rows, v, v + cols, NULL, NULL);
+    nf_operand x = inputs_of(j);
+    nf_linear_tile(j->head, p, BLOCK, &x, row, rows, v, v + cols, NULL, j->workers + worker * worker_bytes(j->head->in, j->n));
     j->kernels->softmax_again(p, BLOCK, rows, cols, 1.0f, cols, 0, j->m + row);
     for (int64_t t = 0; t < rows; t++) j->kernels->scale(p + t * BLOCK, 1.0f / j->l[row + t], cols);
+}
+
+/* The probabilities as the two gradients want them: by rows, and by columns of the vocabulary. */
+static void prepare_block(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t rows = tiles_of(j->n, ROWS), row = index * ROWS, col = (index - rows) * CHUNK;
+    nf_operand p = probabilities_of(j), p_t = transposed_of(j);
+    (void)worker;
+    if (index < rows)
+        nf_linear_prepare(j->head, &p, row, min64(ROWS, j->n - row));
+    else
+        nf_linear_prepare_transposed(j->head, &p_t, j->n, col, min64(col + CHUNK, j->block_size));
 }
 
 /* Columns of d_w for the block, then the same columns of d_x. */
 static void block_gradients(void *context, int64_t index, int worker) {
     const job *j = context;
-    int64_t D = j->head->in, col = index * COLUMNS, cols = min64(COLUMNS, D - col), v = j->block;
-    (void)worker;
-    nf_matmul(1, 0, j->block_size, cols, j->n, 1.0f, j->logits, BLOCK, j->x + col, D, 1.0f, j->d_w + v * D + col, D);
-    nf_operand p = {.x = j->logits, .ld = BLOCK, .width = j->block_size};
+    int64_t D = j->head->in, col = index * COLUMNS, end = min64(col + COLUMNS, D), v = j->block;
+    void *scratch = j->workers + worker * worker_bytes(D, j->n);
+    nf_operand x = inputs_of(j), p = probabilities_of(j), p_t = transposed_of(j);
+    nf_linear_gradient_tile(j->head, j->d_w + v * D + col, D, &p_t, &x, j->n, 0, j->block_size, col, end, scratch);
     nf_addend so_far = {.start = v > 0 ? j->d_x + col : NULL, .ld = D};
-    nf_linear_tile_input(j->head, j->d_x + col, D, &p, 0, j->n, v, col, col + cols, &so_far, NULL);
+    nf_linear_tile_input(j->head, j->d_x + col, D, &p, 0, j->n, v, col, end, &so_far, scratch);
 }
 
 /* The target's share of the gradients comes last: a one among thousands of small probabilities would cost them digits. */
@@ -129,6 +160,11 @@ static void subtract_targets(const job *j, float *row) {
     }
 }
 
+/* Operands of a trained head, n rows at a time. */
+static int64_t trained_bytes(int64_t n, int64_t D) {
+    return align(nf_operand_bytes(n, D)) + align(nf_operand_bytes(n, BLOCK)) + align(nf_operand_bytes(BLOCK, n));
+}
+
 int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, int trained) {
     int64_t most = 0; /* the number of stripes falls as rows grow, so a smaller n may need more */
     for (int64_t tiles = 1; tiles <= tiles_of(n, ROWS); tiles++) {
@@ -137,8 +173,8 @@ int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, i
         most = size > most ? size : most;
     }
     int64_t logits = trained ? n * BLOCK : 0, tile = (int64_t)workers * ROWS * CHUNK;
-    int64_t bytes = workers * worker_bytes(D) + 64;
-    return most + n + D + (logits > tile ? logits : tile) + bytes / (int64_t)sizeof(float);
+    int64_t bytes = workers * worker_bytes(D, n) + (trained ? trained_bytes(n, D) : 0) + 64;
+    return most + n + D + max64(logits, tile) + bytes / (int64_t)sizeof(float);
 }
 
 void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear *head, const float *x, const int32_t *targets,
@@ -152,12 +188,18 @@ void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear 
     j.logits = row + D;
     if (d_x && !d_w) j.part_x = j.logits, j.logits += stripes * n * D;
     int64_t logits = d_w ? n * BLOCK : 0, tile = (int64_t)nf_pool_threads(pool) * ROWS * CHUNK;
-    j.workers = (char *)(((uintptr_t)(j.logits + (logits > tile ? logits : tile)) + 63) / 64 * 64);
+    j.workers = (char *)(((uintptr_t)(j.logits + max64(logits, tile)) + 63) / 64 * 64);
+    j.inputs = j.workers + nf_pool_threads(pool) * worker_bytes(D, n);
+    j.probabilities = (char *)j.inputs + align(nf_operand_bytes(n, D));
+    j.transposed = (char *)j.probabilities + align(nf_operand_bytes(n, BLOCK));
     nf_pool_run(pool, tiles_of(n, ROWS) * stripes, stripe_forward, &j);
     nf_pool_run(pool, n, join_row, &j);
+    if (d_w) nf_pool_run(pool, tiles_of(n, ROWS), prepare_inputs, &j);
     for (j.block = 0; d_w && j.block < head->out; j.block += BLOCK) {
         j.block_size = min64(BLOCK, head->out - j.block);
-        nf_pool_run(pool, tiles_of(n, ROWS) * tiles_of(j.block_size, CHUNK), block_probabilities, &j);
+        int64_t rows = tiles_of(n, ROWS), chunks = tiles_of(j.block_size, CHUNK);
+        nf_pool_run(pool, rows * chunks, block_probabilities, &j);
+        if (head->narrow) nf_pool_run(pool, rows + chunks, prepare_block, &j);
         nf_pool_run(pool, tiles_of(D, COLUMNS), block_gradients, &j);
     }
     if (d_x) subtract_targets(&j, row);

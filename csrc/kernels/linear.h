@@ -68,6 +68,12 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
 void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
                           int64_t o0, int64_t i0, int64_t i1, const nf_addend *add, void *scratch);
 
+/* The gradient of a trained weight (float32 or bf16), d_w[o0:o1, i0:i1] += dy[:, o0:o1]^T x[:, i0:i1], sums over `rows` rows.
+   dy: its float32 rows, with the prepared form of its transpose, from nf_linear_prepare_transposed; x: prepared as an input. */
+void nf_linear_prepare_transposed(const nf_linear *l, const nf_operand *dy, int64_t rows, int64_t o0, int64_t o1);
+void nf_linear_gradient_tile(const nf_linear *l, float *d_w, int64_t ldw, const nf_operand *dy, const nf_operand *x,
+                             int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, void *scratch);
+
 /* row (in,) = W[index] as float32. */
 void nf_linear_row(const nf_linear *l, float *row, int64_t index);
 

@@ -109,6 +109,22 @@ NF_INLINE void transpose(__m512i r[16]) {
     }
 }
 
+NF_TARGET void nf_bf16_prepare_transposed(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t cols) {
+    int64_t stride = nf_narrow_stride(rows), filled = stride - STEP;
+    for (int64_t c = 0; c < cols; c += 16) {
+        __mmask16 some = floats_left(cols - c);
+        for (int64_t t = 0; t < filled; t += 16) {
+            __m512i r[16];
+            for (int k = 0; k < 16; k++)
+                r[k] = t + k < rows ? _mm512_maskz_loadu_epi32(some, x + (t + k) * ldx + c) : _mm512_setzero_si512();
+            transpose(r);
+            for (int k = 0; k < 16 && c + k < cols; k++)
+                _mm256_storeu_si256((__m256i *)(out + (c + k) * stride + t),
+                                    (__m256i)_mm512_cvtneps_pbh(_mm512_castsi512_ps(r[k])));
+        }
+    }
+}
+
 /* panel (units, 32): unit u of column c is bytes 4u.. of row c of w, `bytes` long, `cols` rows. */
 NF_TARGET static void panel_of_rows(__m512i *panel, const char *w, int64_t row_bytes, int64_t bytes, int64_t cols) {
     for (int half = 0; half < 2; half++)
@@ -449,6 +465,9 @@ NF_TARGET void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, cons
 
 void nf_bf16_prepare(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t width) {
     (void)out, (void)x, (void)ldx, (void)rows, (void)width;
+}
+void nf_bf16_prepare_transposed(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t cols) {
+    (void)out, (void)x, (void)ldx, (void)rows, (void)cols;
 }
 void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
                      int64_t width) {

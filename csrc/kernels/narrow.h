@@ -21,6 +21,9 @@ int64_t nf_narrow_scratch(int64_t width, int64_t rank);
 /* out (rows, nf_narrow_stride(width)) = x (rows, width) rounded to nearest even; NaN stays NaN. */
 void nf_bf16_prepare(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t width);
 
+/* out (cols, nf_narrow_stride(rows)) = the transpose of x (rows, cols), rounded as above. */
+void nf_bf16_prepare_transposed(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t cols);
+
 /* out = round(x * factor / scale) + 128 with scale (rows,) = max |x * factor| / 127 of the row; factor (width,) or NULL.
    A row with a value that is not finite gets scale NaN, so that it shows in the product. */
 void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows, int64_t width);

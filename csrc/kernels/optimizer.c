@@ -2,12 +2,13 @@
 #include "optimizer.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../core/pool.h"
 #include "rows.h"
 
-enum { PIECE = 1 << 16 }; /* values of one task; every value is computed by itself, so the cut does not show */
+enum { PIECE = 1 << 16 }; /* values of one task; a function of nothing, so the cut does not show in the result */
 
 typedef struct job {
     const nf_kernels *kernels;
@@ -50,15 +51,37 @@ nf_status nf_adamw(float *p, const float *g, float *m, float *v, int64_t n, int6
     return NF_OK;
 }
 
-double nf_sum_of_squares(const float *x, int64_t n) {
+typedef struct squares_job {
+    const float *x;
+    int64_t n;
+    double *sums; /* of each piece */
+} squares_job;
+
+static void squares_piece(void *context, int64_t index, int worker) {
     enum { LANES = 8 };
+    const squares_job *j = context;
+    int64_t i = index * PIECE, end = i + PIECE < j->n ? i + PIECE : j->n;
     double part[LANES] = {0}, total = 0.0;
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) part[l] += (double)x[i + l] * (double)x[i + l];
-    for (; i < n; i++) total += (double)x[i] * (double)x[i];
+    (void)worker;
+    for (; i + LANES <= end; i += LANES)
+        for (int l = 0; l < LANES; l++) part[l] += (double)j->x[i + l] * (double)j->x[i + l];
+    for (; i < end; i++) total += (double)j->x[i] * (double)j->x[i];
     for (int l = 0; l < LANES; l++) total += part[l];
-    return total;
+    j->sums[index] = total;
+}
+
+nf_status nf_sum_of_squares(double *sum, const float *x, int64_t n, int threads) {
+    int64_t pieces = (n + PIECE - 1) / PIECE;
+    squares_job j = {x, n, malloc((size_t)(pieces + 1) * sizeof(double))};
+    nf_pool *pool = NULL;
+    nf_status status = j.sums ? nf_pool_new(&pool, pieces < threads ? (pieces > 0 ? (int)pieces : 1) : threads)
+                              : nf_fail(NF_ERR_MEMORY, "no memory for %lld sums", (long long)pieces);
+    if (status == NF_OK) nf_pool_run(pool, pieces, squares_piece, &j);
+    *sum = 0.0;
+    for (int64_t i = 0; status == NF_OK && i < pieces; i++) *sum += j.sums[i];
+    nf_pool_free(pool);
+    free(j.sums);
+    return status;
 }
 
 int64_t nf_first_nonfinite(const float *x, int64_t n) {

@@ -14,7 +14,7 @@ nf_status nf_adamw(float *p, const float *g, float *m, float *v, int64_t n, int6
                    double eps, double weight_decay, double grad_scale, int threads);
 
 /* Sum of squares in double, in a fixed order; NaN and infinity come through. */
-double nf_sum_of_squares(const float *x, int64_t n);
+nf_status nf_sum_of_squares(double *sum, const float *x, int64_t n, int threads);
 
 /* Index of the first value that is NaN or infinite, or -1. */
 int64_t nf_first_nonfinite(const float *x, int64_t n);

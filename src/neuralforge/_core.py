@@ -107,13 +107,15 @@ def adamw(
 
 def sum_of_squares(array: F32) -> float:
     """Sum of squares in double precision, in a fixed order; NaN and infinity come through."""
-    return float(lib.nf_sum_of_squares(_floats(array), array.size))
+    total = ffi.new("double *")
+    _check(lib.nf_sum_of_squares(total, _floats(array), array.size, available_threads()))
+    return float(total[0])
 
 
-def to_bf16(array: F32) -> npt.NDArray[np.uint16]:
-    """bf16 bits of float32 values, rounded to nearest even."""
-    out = np.empty(array.shape, np.uint16)
-    lib.nf_to_bf16(ffi.cast("uint16_t *", out.ctypes.data), _floats(array), array.size)
+def to_bf16(array: F32, out: npt.NDArray[np.uint16] | None = None) -> npt.NDArray[np.uint16]:
+    """bf16 bits of float32 values, rounded to nearest even; `out`: contiguous, of the same size."""
+    out = np.empty(array.shape, np.uint16) if out is None else out
+    _check(lib.nf_to_bf16_threads(ffi.cast("uint16_t *", out.ctypes.data), _floats(array), array.size, available_threads()))
     return out
 
 

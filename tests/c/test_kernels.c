@@ -445,7 +445,7 @@ static void test_linear(void) {
 static void test_adamw(void) {
     enum { N = 1000, STEPS = 5 };
     float *p = new_floats(N, 20), *g = new_floats(N, 21), *m = new_floats(N, 0), *v = new_floats(N, 0);
-    double *dp = to_double(p, N), dm[N] = {0}, dv[N] = {0};
+    double *dp = to_double(p, N), dm[N] = {0}, dv[N] = {0}, squares = 0.0;
     for (int t = 1; t <= STEPS; t++) {
         check(nf_adamw(p, g, m, v, N, t, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_OK, "adamw runs");
         for (int i = 0; i < N; i++) {
@@ -458,15 +458,19 @@ static void test_adamw(void) {
     }
     check_close("adamw after five steps", p, dp, N, LIMIT);
     check(nf_adamw(p, g, m, v, N, 0, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_ERR_ARGUMENT, "adamw refuses step 0");
-    float squares = (float)nf_sum_of_squares(g, N);
     double expected = 0.0;
     for (int i = 0; i < N; i++) expected += (double)g[i] * (double)g[i];
-    check_close("sum of squares", &squares, &expected, 1, LIMIT);
+    for (int threads = 1; threads < 3; threads++) {
+        check(nf_sum_of_squares(&squares, g, N, threads) == NF_OK, "sum of squares");
+        float sum = (float)squares;
+        check_close("sum of squares", &sum, &expected, 1, LIMIT);
+    }
     check(nf_first_nonfinite(g, N) == -1, "all finite");
     g[777] = INFINITY;
-    check(nf_first_nonfinite(g, N) == 777 && isinf(nf_sum_of_squares(g, N)), "infinity is found");
+    check(nf_first_nonfinite(g, N) == 777 && nf_sum_of_squares(&squares, g, N, 2) == NF_OK && isinf(squares),
+          "infinity is found");
     g[500] = NAN;
-    check(nf_first_nonfinite(g, N) == 500 && isnan(nf_sum_of_squares(g, N)), "NaN is found");
+    check(nf_first_nonfinite(g, N) == 500 && nf_sum_of_squares(&squares, g, N, 2) == NF_OK && isnan(squares), "NaN is found");
     free(p), free(g), free(m), free(v), free(dp);
 }
 

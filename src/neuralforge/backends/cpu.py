@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import _core
 from ..config import LoraConfig, ModelConfig, tensor_shapes
@@ -124,13 +125,17 @@ class CpuSession:
         self.threads = threads or _core.available_threads()
         shape, frequencies = engine_shape(config, length=max(max_tokens, config.max_position_embeddings))
         self._engine: _core.Engine | None = _core.Engine(shape, frequencies, threads=self.threads)
+        self._rounded = np.empty(0, np.uint16)  # trained matrices as the engine multiplies them, in the order of `params`
         if train == "full":
             self.params = full_params(config)
+            if dtype == "bf16":
+                self._rounded = np.empty(self.params.n_decay, np.uint16)
         else:
             sizes = lora_shapes(config, lora) if lora else {}
             self.params = ParamSet(sizes, n_decay=sum(int(np.prod(s)) for s in sizes.values()))
         self.grads = None if train == "none" else self.params.like()
         self._set_weights(weights, trained=train == "full")
+        self._round()
         if lora and train != "full":
             self._set_lora(lora)
         self._engine.reserve(train, max_tokens)
@@ -144,9 +149,9 @@ class CpuSession:
     def _set_weights(self, weights: Weights, *, trained: bool) -> None:
         for tensor in tensor_shapes(self.config):
             stored = weights[tensor]
-            form = "f32" if trained else form_of(stored.shape, self.dtype)
+            form = form_of(stored.shape, self.dtype)
             slot, layer = slot_of(tensor)
-            if form == "bf16" and stored.dtype == "BF16":
+            if form == "bf16" and stored.dtype == "BF16" and not trained:
                 _check_finite(stored, None)
                 self.engine.set_narrow(slot, layer, np.ascontiguousarray(stored.data), None)
                 continue
@@ -155,12 +160,16 @@ class CpuSession:
                 self.params[tensor][...] = values
                 values = self.params[tensor]
             _check_finite(stored, values)
-            if form == "bf16":
+            if trained:
+                self.engine.set(slot, layer, values, self.grads[tensor] if self.grads else None)
+                if form == "bf16":
+                    self.engine.set_narrow(slot, layer, self._rounded_of(tensor), None)
+            elif form == "bf16":
                 self.engine.set_narrow(slot, layer, _core.to_bf16(values), None)
             elif form == "int8":
                 self.engine.set_narrow(slot, layer, *_core.to_int8(values))
             else:
-                self.engine.set(slot, layer, values, self.grads[tensor] if trained and self.grads else None)
+                self.engine.set(slot, layer, values, None)
 
     def _set_lora(self, lora: LoraConfig) -> None:
         for a in self.params:
@@ -200,6 +209,17 @@ class CpuSession:
     def update(self, params: ParamSet) -> None:
         if params is not self.params:
             self.params.flat[...] = params.flat
+        self._round()
+
+    def _round(self) -> None:
+        """Bring trained matrices into the form that the engine multiplies."""
+        if self._rounded.size:
+            _core.to_bf16(self.params.flat[: self._rounded.size], out=self._rounded)
+
+    def _rounded_of(self, tensor: str) -> npt.NDArray[np.uint16]:
+        values = self.params[tensor]
+        offset = (values.ctypes.data - self.params.flat.ctypes.data) // values.itemsize
+        return self._rounded[offset : offset + values.size].reshape(values.shape)
 
     def close(self) -> None:
         if self._engine is not None:
@@ -221,8 +241,8 @@ def open(
     arithmetic = resolve_dtype(dtype)
     if train == "lora" and lora is None:
         raise ConfigError("train='lora' needs a LoraConfig")
-    if train == "full" and arithmetic != "f32":
-        raise ConfigError(f"dtype={dtype!r}: training of all weights is in f32", hint="use dtype='f32', or LoRA")
+    if train == "full" and arithmetic not in ("f32", "bf16"):
+        raise ConfigError(f"dtype={dtype!r}: all weights are trained in f32 or bf16", hint="use dtype='bf16', or LoRA")
     return CpuSession(config, weights, train=train, lora=lora, max_tokens=max_tokens, threads=threads, dtype=arithmetic)
 
 
