@@ -372,6 +372,23 @@ def test_full_training_in_bf16_gives_the_same_bytes_for_any_threads() -> None:
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("train, dtype", [("lora", "f32"), ("lora", "int8"), ("full", "f32"), ("full", "bf16")])
+def test_gradient_checkpointing_gives_the_same_bytes_in_less_memory(train: str, dtype: str) -> None:
+    config = dataclasses.replace(TINY, num_hidden_layers=9, qk_norm=True)
+    weights, s = random_weights(config), stream([37, 5, 90], config.vocab_size)
+    lora = dataclasses.replace(ALL, lora_dropout=0.2) if train == "lora" else None
+    results, sizes = set(), []
+    for again in (False, True):
+        session = cpu.open(config, weights, train=train, lora=lora, max_tokens=132, dtype=dtype, gradient_checkpointing=again)
+        if lora:
+            fill(session)
+        loss, _ = session.loss_and_grads(s, seed=5)
+        results.add((loss, session.grads.flat.tobytes()))
+        sizes.append(cpu.activation_bytes(config, lora, max_tokens=132, threads=1, dtype=dtype, gradient_checkpointing=again))
+    assert len(results) == 1
+    assert sizes[1] < 0.8 * sizes[0]
+
+
 def test_int8_weights_are_not_trained() -> None:
     with pytest.raises(ConfigError, match="all weights are trained in f32 or bf16"):
         cpu.open(TINY, random_weights(TINY), train="full", dtype="int8")

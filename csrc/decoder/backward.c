@@ -189,6 +189,7 @@ void nf_backward(nf_engine *e, const stream *s) {
     int64_t lowest = lowest_layer(e);
     for (int64_t i = e->shape.layers - 1; i >= 0 && i >= lowest; i--) {
         block *b = &e->blocks[i];
+        if (e->recompute) nf_forward_again(e, s, i);
         int below = i > lowest, attention = below || has_lora(b, P_Q, P_O);
         ffn_backward(e, s, b, attention);
         if (attention) attention_backward(e, s, b, below);

@@ -64,12 +64,13 @@ nf_status nf_engine_set_narrow(nf_engine *engine, nf_slot slot, int64_t layer, c
 nf_status nf_engine_set_lora(nf_engine *engine, nf_slot slot, int64_t layer, int64_t r, float scale, float dropout,
                              const float *a, const float *b, float *d_a, float *d_b);
 
-/* Allocate everything that calls with up to `max_tokens` tokens need. */
-nf_status nf_engine_reserve(nf_engine *engine, nf_mode mode, int64_t max_tokens);
+/* Allocate everything that calls with up to `max_tokens` tokens need.  recompute: keep only the input of each block from the
+   forward to the backward pass, and compute the rest again (gradient checkpointing, Chen et al. 2016); the same bits. */
+nf_status nf_engine_reserve(nf_engine *engine, nf_mode mode, int64_t max_tokens, int recompute);
 
 /* Bytes that nf_engine_reserve would allocate for this shape, with `lora_width` = sum of r over one layer's pairs. */
-int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, int64_t max_tokens, int64_t lora_width,
-                              int threads);
+int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, int64_t max_tokens, int recompute,
+                              int64_t lora_width, int threads);
 
 /* One micro-step on a flat stream of T tokens.
    targets: id to be predicted at each place, -1 where none is; positions: rotary position; bounds: (documents+1) places

@@ -203,7 +203,6 @@ static nf_linear kv_form_of(const nf_engine *e) {
 static void place_activations(const nf_engine *e, arena *a, activations *act, int64_t T, int training) {
     const nf_shape *c = &e->shape;
     int64_t H = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
-    act->x = training ? floats(a, T * c->hidden) : e->x;
     act->q = floats(a, T * H);
     if (e->kv_form.kind == NF_LINEAR_F32) {
         act->keys = act->k = floats(a, T * K), act->values = act->v = floats(a, T * K);
@@ -253,13 +252,16 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
         e->partial = floats(a, nf_tiles(T, ROW_TILE) * (D > 2 * c->head_dim ? D : 2 * c->head_dim));
     }
 
-    int64_t sets = training ? c->layers : 1;
+    int64_t sets = training && !e->recompute ? c->layers : 1;
+    int64_t inputs = training ? c->layers : 0; /* of the blocks */
+    float *x = floats(a, inputs * T * D);
     float *h = floats(a, sets * lora_width * T);
     activations shared;
     for (int64_t i = 0; i < c->layers; i++) {
         if (i < sets) place_activations(e, a, &shared, T, training);
         if (!e->blocks) continue; /* only counting */
         e->blocks[i].act = shared;
+        e->blocks[i].act.x = training ? x + i * T * D : e->x;
         int64_t used = (i < sets ? i : 0) * lora_width * T;
         for (int p = 0; p < P_COUNT; p++) {
             e->blocks[i].p[p].h = a->base ? h + used : NULL;
@@ -268,9 +270,9 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     }
 }
 
-int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, int64_t max_tokens, int64_t lora_width,
-                              int threads) {
-    nf_engine e = {.shape = *shape, .mode = mode, .narrow = narrow, .max_tokens = max_tokens};
+int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, int64_t max_tokens, int recompute,
+                              int64_t lora_width, int threads) {
+    nf_engine e = {.shape = *shape, .mode = mode, .narrow = narrow, .max_tokens = max_tokens, .recompute = recompute};
     e.kv_form = kv_form_of(&e);
     arena counting = {0};
     place_all(&e, &counting, lora_width, 0, threads);
@@ -292,7 +294,7 @@ static nf_status check_complete(const nf_engine *e) {
     return NF_OK;
 }
 
-nf_status nf_engine_reserve(nf_engine *e, nf_mode mode, int64_t max_tokens) {
+nf_status nf_engine_reserve(nf_engine *e, nf_mode mode, int64_t max_tokens, int recompute) {
     NF_TRY(check_complete(e));
     if (max_tokens < 1 || max_tokens > 1 << 24)
         return nf_fail(NF_ERR_ARGUMENT, "max_tokens=%lld: out of range", (long long)max_tokens);
@@ -305,7 +307,7 @@ nf_status nf_engine_reserve(nf_engine *e, nf_mode mode, int64_t max_tokens) {
         }
         lora_width = width > lora_width ? width : lora_width;
     }
-    e->mode = mode, e->max_tokens = max_tokens, e->kv_form = kv_form_of(e);
+    e->mode = mode, e->max_tokens = max_tokens, e->recompute = recompute, e->kv_form = kv_form_of(e);
     if (mode == NF_MODE_FULL && e->embed.kind == NF_LINEAR_INT8) return nf_fail(NF_ERR_STATE, "int8 weights cannot be trained");
     if (!e->head.w) {
         e->head = e->embed;

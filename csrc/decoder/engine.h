@@ -58,6 +58,7 @@ struct nf_engine {
     float *d_embed, *d_head;
     norm final_norm;
     int64_t max_tokens;
+    int recompute; /* one set of activations for all blocks, but for their inputs */
     float *arena;
 
     /* scratch in the arena, all (T, ...) of the current call */
@@ -111,6 +112,9 @@ void nf_forward(nf_engine *e, const stream *s);
 
 /* forward.c: a block's attention in training. */
 nf_attention nf_attention_of(const nf_engine *e, const stream *s, const activations *a);
+
+/* forward.c: fill the activations of one block from its kept input, without its output. */
+void nf_forward_again(nf_engine *e, const stream *s, int64_t layer);
 
 /* backward.c: e->x holds the gradient of the last block's output on entry. */
 void nf_backward(nf_engine *e, const stream *s);

@@ -106,7 +106,7 @@ nf_attention nf_attention_of(const nf_engine *e, const stream *s, const activati
                           .v = a->values};
 }
 
-static void forward_block(nf_engine *e, const stream *s, int64_t layer) {
+static void forward_block(nf_engine *e, const stream *s, int64_t layer, int with_output) {
     block *b = &e->blocks[layer];
     activations *a = &b->act;
     job j = {.e = e, .s = s, .b = b, .act = a, .layer = layer};
@@ -131,11 +131,18 @@ static void forward_block(nf_engine *e, const stream *s, int64_t layer) {
     nf_pool_run(e->pool, row_tiles, ffn_norm_rows, &j);
     nf_project(e, gate_up, 2, (float *const[]){a->gate, a->up}, e->normed, NULL, s->T);
     nf_pool_run(e->pool, row_tiles, swiglu_rows, &j);
-    nf_project(e, down, 1, (float *const[]){e->x}, e->acted, a->middle, s->T);
+    if (with_output) nf_project(e, down, 1, (float *const[]){e->x}, e->acted, a->middle, s->T);
+}
+
+void nf_forward_again(nf_engine *e, const stream *s, int64_t layer) {
+    float *gradient = e->x;
+    e->x = e->blocks[layer].act.x;
+    forward_block(e, s, layer, 0);
+    e->x = gradient;
 }
 
 void nf_forward(nf_engine *e, const stream *s) {
     job j = {.e = e, .s = s};
     nf_pool_run(e->pool, nf_tiles(s->T, ROW_TILE), embed_rows, &j);
-    for (int64_t layer = 0; layer < e->shape.layers; layer++) forward_block(e, s, layer);
+    for (int64_t layer = 0; layer < e->shape.layers; layer++) forward_block(e, s, layer, 1);
 }

@@ -153,9 +153,11 @@ class Shape:
         return ffi.new("nf_shape *", {name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
-def arena_bytes(shape: Shape, mode: str, *, narrow: bool, max_tokens: int, lora_width: int, threads: int) -> int:
+def arena_bytes(
+    shape: Shape, mode: str, *, narrow: bool, max_tokens: int, recompute: bool, lora_width: int, threads: int
+) -> int:
     """Bytes of activations and scratch that an engine allocates; `lora_width` is the sum of r over one layer's pairs."""
-    return int(lib.nf_engine_arena_bytes(shape.to_c(), MODES[mode], narrow, max_tokens, lora_width, threads))
+    return int(lib.nf_engine_arena_bytes(shape.to_c(), MODES[mode], narrow, max_tokens, recompute, lora_width, threads))
 
 
 class Cache:
@@ -205,8 +207,8 @@ class Engine:
         arrays = (_floats(a), _floats(b), _floats(d_a), _floats(d_b))
         _check(lib.nf_engine_set_lora(self.handle, SLOTS[slot], layer, a.shape[0], scale, dropout, *arrays))
 
-    def reserve(self, mode: str, max_tokens: int) -> None:
-        _check(lib.nf_engine_reserve(self.handle, MODES[mode], max_tokens))
+    def reserve(self, mode: str, max_tokens: int, *, recompute: bool = False) -> None:
+        _check(lib.nf_engine_reserve(self.handle, MODES[mode], max_tokens, recompute))
 
     def step(self, tokens: I32, targets: I32, positions: I32, bounds: I32, *, backward: bool, seed: int) -> tuple[float, int]:
         """(sum of losses, trained tokens) of one micro-step."""

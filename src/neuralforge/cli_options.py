@@ -112,6 +112,7 @@ _TRAINING: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "adam_beta2": ("of AdamW", "--beta2", ("beta2",)),
     "adam_epsilon": ("of AdamW", "--eps", ("eps",)),
     "max_grad_norm": ("gradients are scaled down to this norm; 0: never", "--grad-clip", ("grad_clip_norm",)),
+    "gradient_checkpointing": ("compute blocks twice instead of keeping them: less memory", "", ()),
     "per_device_train_batch_size": ("rows, or packed streams, computed at once", "", ()),
     "gradient_accumulation_steps": ("batches of one optimiser step", "--accum", ("accum_steps",)),
     "max_length": ("most tokens of a row", "", ()),

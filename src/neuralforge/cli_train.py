@@ -191,7 +191,7 @@ def _plan(options: argparse.Namespace) -> int:
     console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
     if made.fits:
         return 0
-    hint = "make max_length or per_device_train_batch_size smaller, or choose a smaller model"
+    hint = "turn on gradient_checkpointing, make max_length or per_device_train_batch_size smaller, or choose a smaller model"
     return console.report(WontFitError("the run does not fit into memory", hint=hint), command="plan", machine=False)
 
 

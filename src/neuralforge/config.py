@@ -147,7 +147,8 @@ class TrainConfig:
     """How to train. Names and meanings are those of transformers' TrainingArguments and TRL's SFTConfig.
 
     A *step* is one optimiser step of `gradient_accumulation_steps` micro-steps. `max_steps` > 0 wins over
-    `num_train_epochs`. `lr_min` is where the cosine ends. `on_overflow` says what happens to rows longer than `max_length`.
+    `num_train_epochs`. `lr_min` is where the cosine ends. `gradient_checkpointing` computes each block a second time instead of
+    keeping its activations: less memory, more time, the same result. `on_overflow` says what happens to rows longer than `max_length`.
     """
 
     output_dir: str = "runs/neuralforge"
@@ -163,6 +164,7 @@ class TrainConfig:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
     max_length: int = 1024

@@ -199,6 +199,7 @@ def open_job(
         max_tokens=max(streams),
         threads=model.threads,
         dtype=model.dtype,
+        gradient_checkpointing=args.gradient_checkpointing,
     )
     try:
         log = _open_log(folder, snapshot)

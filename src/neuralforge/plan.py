@@ -49,6 +49,7 @@ class Plan:
         tokens: tokens of one epoch.
         steps: optimiser steps.
         peak_memory_bytes: largest resident memory of the process, what it holds now included; `memory` has the parts.
+        checkpointed_memory_bytes: the same with gradient_checkpointing.
         available_memory_bytes: what the machine has free now for this process, memory it holds included; 0 if unknown.
         seconds, ms_per_step: predicted wall time, evaluations and checkpoints included in the first.
     """
@@ -64,6 +65,7 @@ class Plan:
     available_memory_bytes: int
     seconds: float
     ms_per_step: float
+    checkpointed_memory_bytes: int
 
     @property
     def fits(self) -> bool:
@@ -75,13 +77,17 @@ class Plan:
         parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in self.memory.items())
         cut = f", {self.rows_cut} longer than max_length" if self.rows_cut else ""
         room = f" of {self.available_memory_bytes / 1e6:,.0f} MB available" if self.available_memory_bytes else ""
-        return [
+        lines = [
             f"model    {self.model}: {self.trainable:,} trained values",
             f"data     {self.rows:,} rows{cut}, {self.tokens:,} tokens an epoch",
             f"steps    {self.steps:,}, about {self.ms_per_step:,.0f} ms each",
             f"time     about {_duration(self.seconds)} (predicted from a short measurement on this machine)",
             f"memory   about {self.peak_memory_bytes / 1e6:,.0f} MB at the peak{room} ({parts})",
         ]
+        if not self.fits and self.checkpointed_memory_bytes <= self.available_memory_bytes:
+            lean = f"{self.checkpointed_memory_bytes / 1e6:,.0f} MB"
+            lines.append(f"         it does not fit; with gradient_checkpointing it takes about {lean}, and more time")
+        return lines
 
 
 def plan(
@@ -120,6 +126,9 @@ def plan(
         max_steps=args.max_steps,
     )
     memory = {"held now": before} | _memory(model, settings, peft_config, train, held_out)
+    lean = {"held now": before} | _memory(
+        model, dataclasses.replace(settings, gradient_checkpointing=True), peft_config, train, held_out
+    )
     seconds, per_step = _time(model, settings, peft_config, train, held_out, order, steps)
     free = available_bytes()
     return Plan(
@@ -134,6 +143,7 @@ def plan(
         available_memory_bytes=free + before if free else 0,
         seconds=seconds,
         ms_per_step=1000 * per_step,
+        checkpointed_memory_bytes=sum(lean.values()),
     )
 
 
@@ -153,13 +163,18 @@ def _memory(
     if held_out is not None:
         limits.append(cost.stream_limit(held_out.lengths, args, packing=True))
     stored = sum(t.data.nbytes for t in model.weights.values())
-    copied = 0 if lora is None else model.backend.copied_bytes(model.weights, dtype=model.dtype)
+    copied = model.backend.copied_bytes(model.weights, dtype=model.dtype, trained=lora is None)
     return {
         "weights": stored + copied,
         "bookkeeping": BOOKKEEPING,
         "training state": 4 * 4 * _trainable(model.config, lora),  # values, gradients and the two moments of AdamW
         "activations": model.backend.activation_bytes(
-            model.config, lora, max_tokens=max(limits), threads=model.threads, dtype=model.dtype
+            model.config,
+            lora,
+            max_tokens=max(limits),
+            threads=model.threads,
+            dtype=model.dtype,
+            gradient_checkpointing=args.gradient_checkpointing,
         ),
     }
 
@@ -223,7 +238,7 @@ def _time(
     batches = [collate(train.examples, indices) for indices in order[:64]]
     flops = [cost.training_flops(model.config, b, adapter=adapter) for b in batches]
     median = batches[int(np.argsort(flops)[len(flops) // 2])]
-    per_flop = _seconds_per_flop(model, lora, median)
+    per_flop = _seconds_per_flop(model, args, lora, median)
     micro = args.gradient_accumulation_steps * float(np.mean(flops)) * per_flop
     per_step = (
         min(micro, len(order) * float(np.mean(flops)) * per_flop) + STEP_OVERHEAD + _optimiser_seconds(trainable, model.threads)
@@ -246,7 +261,7 @@ def _epoch_steps(args: TrainConfig, order: list[tuple[int, ...]]) -> int:
     return math.ceil(len(order) / args.gradient_accumulation_steps)
 
 
-def _seconds_per_flop(model: Model, lora: LoraConfig | None, batch: Batch) -> float:
+def _seconds_per_flop(model: Model, args: TrainConfig, lora: LoraConfig | None, batch: Batch) -> float:
     """Time a stand-in with the model's widths, few layers and a part of its vocabulary on a real micro-batch."""
     small = proxy_config(model.config)
     weights = _random_weights(small)
@@ -258,6 +273,7 @@ def _seconds_per_flop(model: Model, lora: LoraConfig | None, batch: Batch) -> fl
         max_tokens=batch.tokens.size,
         threads=model.threads,
         dtype=model.dtype,
+        gradient_checkpointing=args.gradient_checkpointing,
     )
     try:
         cut = dataclasses.replace(

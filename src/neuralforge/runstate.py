@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 # these may change between a run and its resumption; they do not change what is learnt
-_FREE = ("output_dir", "save_steps", "save_total_limit", "logging_steps", "load_best_model_at_end")
+_FREE = ("output_dir", "save_steps", "save_total_limit", "logging_steps", "load_best_model_at_end", "gradient_checkpointing")
 
 
 @dataclass

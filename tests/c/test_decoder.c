@@ -67,7 +67,7 @@ static void build(model *m, nf_mode mode, int threads) {
             nf_engine_set_lora(m->engine, (nf_slot)slot, l, R, 0.5f, 0.25f, m->a[slot][l], m->b[slot][l], m->d_a[slot][l],
                                m->d_b[slot][l]);
         }
-    check(nf_engine_reserve(m->engine, mode, T) == NF_OK, "reserve");
+    check(nf_engine_reserve(m->engine, mode, T, 0) == NF_OK, "reserve");
 }
 
 static void destroy(model *m) {
@@ -160,8 +160,10 @@ static void test_misuse(void) {
     check(nf_engine_new(&e, &good, frequencies, 1) == NF_OK, "engine");
     check(nf_engine_set(e, NF_Q, LAYERS, &one, NULL) == NF_ERR_ARGUMENT, nf_last_error());
     check(nf_engine_set_lora(e, NF_EMBED, 0, 4, 1.0f, 0.0f, &one, &one, NULL, NULL) == NF_ERR_ARGUMENT, nf_last_error());
-    check(nf_engine_reserve(e, NF_MODE_LORA, 4) == NF_ERR_STATE, nf_last_error());
-    check(nf_engine_arena_bytes(&good, NF_MODE_LORA, 1, 64, 8, 2) > 64 * D * 4, "arena bytes");
+    check(nf_engine_reserve(e, NF_MODE_LORA, 4, 0) == NF_ERR_STATE, nf_last_error());
+    int64_t kept = nf_engine_arena_bytes(&good, NF_MODE_LORA, 1, 64, 0, 8, 2);
+    check(kept > 64 * D * 4, "arena bytes");
+    check(nf_engine_arena_bytes(&good, NF_MODE_LORA, 1, 64, 1, 8, 2) < kept, "recomputing needs less memory");
     nf_engine_free(e);
 }
 

@@ -86,12 +86,19 @@ class Backend(Protocol):
         """The arithmetic that "auto" or a name means here; ConfigError when the backend cannot compute in it."""
 
     def activation_bytes(
-        self, config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int, dtype: str
+        self,
+        config: ModelConfig,
+        lora: LoraConfig | None,
+        *,
+        max_tokens: int,
+        threads: int,
+        dtype: str,
+        gradient_checkpointing: bool = False,
     ) -> int:
         """Bytes that a training session takes besides weights and trained values; `lora` None means full training."""
 
-    def copied_bytes(self, weights: Weights, *, dtype: str) -> int:
-        """Bytes of frozen weights that a session keeps besides those of the file."""
+    def copied_bytes(self, weights: Weights, *, dtype: str, trained: bool = False) -> int:
+        """Bytes of weights that a session keeps besides those of the file, or besides the trained values."""
 
     def open(
         self,
@@ -103,6 +110,7 @@ class Backend(Protocol):
         max_tokens: int = 512,
         threads: int = 0,
         dtype: str = "auto",
+        gradient_checkpointing: bool = False,
     ) -> Session:
         """Open a model.
 
@@ -111,7 +119,8 @@ class Backend(Protocol):
             train: what gets gradients. "lora" needs `lora`; `lora` with "none" applies an adapter in inference.
             max_tokens: longest token stream of one call to loss or loss_and_grads (logits takes any length).
             threads: 0 takes all cores of the process. The result does not depend on it.
-            dtype: arithmetic of the frozen weights; "auto" lets the backend choose.
+            dtype: arithmetic of the weights; "auto" lets the backend choose.
+            gradient_checkpointing: compute the blocks again in the backward pass instead of keeping their activations.
         """
 
 

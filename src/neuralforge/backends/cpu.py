@@ -119,6 +119,7 @@ class CpuSession:
         max_tokens: int,
         threads: int,
         dtype: str,
+        gradient_checkpointing: bool,
     ) -> None:
         self.config = config
         self.dtype = dtype
@@ -138,7 +139,7 @@ class CpuSession:
         self._round()
         if lora and train != "full":
             self._set_lora(lora)
-        self._engine.reserve(train, max_tokens)
+        self._engine.reserve(train, max_tokens, recompute=gradient_checkpointing)
 
     @property
     def engine(self) -> _core.Engine:
@@ -236,6 +237,7 @@ def open(
     max_tokens: int = 512,
     threads: int = 0,
     dtype: str = "auto",
+    gradient_checkpointing: bool = False,
 ) -> CpuSession:
     """Open a model on the CPU; see `backends.Backend.open`."""
     arithmetic = resolve_dtype(dtype)
@@ -243,23 +245,47 @@ def open(
         raise ConfigError("train='lora' needs a LoraConfig")
     if train == "full" and arithmetic not in ("f32", "bf16"):
         raise ConfigError(f"dtype={dtype!r}: all weights are trained in f32 or bf16", hint="use dtype='bf16', or LoRA")
-    return CpuSession(config, weights, train=train, lora=lora, max_tokens=max_tokens, threads=threads, dtype=arithmetic)
+    return CpuSession(
+        config,
+        weights,
+        train=train,
+        lora=lora,
+        max_tokens=max_tokens,
+        threads=threads,
+        dtype=arithmetic,
+        gradient_checkpointing=gradient_checkpointing,
+    )
 
 
-def activation_bytes(config: ModelConfig, lora: LoraConfig | None, *, max_tokens: int, threads: int, dtype: str) -> int:
+def activation_bytes(
+    config: ModelConfig,
+    lora: LoraConfig | None,
+    *,
+    max_tokens: int,
+    threads: int,
+    dtype: str,
+    gradient_checkpointing: bool = False,
+) -> int:
     """Bytes that a training session allocates besides weights and trained values; `lora` None means full training."""
     shape, _ = engine_shape(config, length=max_tokens)
-    width = len(lora.modules) * lora.r if lora else 0
-    mode, narrow = "lora" if lora else "full", dtype != "f32"
-    return _core.arena_bytes(shape, mode, narrow=narrow, max_tokens=max_tokens, lora_width=width, threads=threads)
+    return _core.arena_bytes(
+        shape,
+        "lora" if lora else "full",
+        narrow=dtype != "f32",
+        max_tokens=max_tokens,
+        recompute=gradient_checkpointing,
+        lora_width=len(lora.modules) * lora.r if lora else 0,
+        threads=threads,
+    )
 
 
-def copied_bytes(weights: Weights, *, dtype: str) -> int:
-    """Bytes of frozen weights that a session keeps besides the file's own: those it needs in another form."""
+def copied_bytes(weights: Weights, *, dtype: str, trained: bool = False) -> int:
+    """Bytes of weights that a session keeps besides the file's own, or besides trained values, in the form it multiplies."""
     stored = {"f32": "F32", "bf16": "BF16"}
     sizes = {"f32": 4, "bf16": 2, "int8": 1}
     total = 0
     for tensor in weights.values():
         form = form_of(tensor.shape, dtype)
-        total += 0 if tensor.dtype == stored.get(form) else sizes[form] * tensor.data.size
+        there = form == "f32" if trained else tensor.dtype == stored.get(form)
+        total += 0 if there else sizes[form] * tensor.data.size
     return total
