@@ -147,8 +147,9 @@ class TrainConfig:
     """How to train. Names and meanings are those of transformers' TrainingArguments and TRL's SFTConfig.
 
     A *step* is one optimiser step of `gradient_accumulation_steps` micro-steps. `max_steps` > 0 wins over
-    `num_train_epochs`. `lr_min` is where the cosine ends. `gradient_checkpointing` computes each block a second time instead of
-    keeping its activations: less memory, more time, the same result. `on_overflow` says what happens to rows longer than `max_length`.
+    `num_train_epochs`. `lr_min` is where the cosine ends. `gradient_checkpointing` computes each block a second time
+    instead of keeping its activations: less memory, more time, the same result. `on_overflow` says what happens to rows
+    longer than `max_length`.
     """
 
     output_dir: str = "runs/neuralforge"
