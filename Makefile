@@ -10,7 +10,7 @@ CHECK_CC := command -v $(CC) >/dev/null || { echo "no C compiler '$(CC)'; on Deb
 
 C_SOURCES := $(wildcard csrc/*/*.c)
 C_HEADERS := $(wildcard csrc/*/*.h)
-C_FILES := $(wildcard csrc/*/*.[ch] tests/c/*.[ch])
+C_FILES := $(wildcard csrc/*/*.[ch] tests/c/*.[ch] benchmarks/*.c)
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 
 # Such settings make OpenBLAS take other kernels or thread counts than it does for others.
@@ -32,8 +32,8 @@ test-all: test-c $(VENV)/.oracles
 docs: build
 	$(PY) -m pytest tests/test_docs.py
 
-bench: $(VENV)/.oracles
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+bench: $(VENV)/.bench
+	$(PY) benchmarks/figures.py $(SCRIPTS)
 
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.*
@@ -62,9 +62,9 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.build
 	@touch $@
 
 # torch by itself first: the version that $(TORCH) names has a build without GPU libraries on more machines.
-$(VENV)/.oracles: pyproject.toml | $(VENV)/.build
+$(VENV)/.oracles $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.build
 	$(PY) -m pip install -q "$(TORCH)" || $(PY) -m pip install -q torch
-	$(PY) -m pip install -q --no-build-isolation -e '.[oracles]'
+	$(PY) -m pip install -q --no-build-isolation -e '.[$*]'
 	@touch $@
 
 # --- the C tests: with the BLAS library, with plain C products, and plain C under the sanitizers
@@ -131,7 +131,7 @@ lint: $(VENV)/.lint build/c/blas/flags build/c/plain/flags
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
-	$(CC) -Werror -fsyntax-only -Icsrc $(C_SOURCES) $(wildcard tests/c/*.c) @build/c/blas/flags
+	$(CC) -Werror -fsyntax-only -Icsrc $(C_SOURCES) $(wildcard tests/c/*.c benchmarks/*.c) @build/c/blas/flags
 	$(CC) -Werror -fsyntax-only -Icsrc csrc/kernels/matmul.c @build/c/plain/flags
 
 fmt: $(VENV)/.lint
