@@ -155,6 +155,7 @@ def open_ours(job: Job, dtype: str) -> Step:
         state = optim.update(
             session.params, session.grads, state, lr=RATE, config=settings, grad_scale=scale, threads=job.threads
         )
+        session.update(session.params)
         return loss / trained
 
     return step

@@ -163,18 +163,20 @@ TINY = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_both_sides_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+@pytest.mark.parametrize("mode, dtype, close", [("lora", "f32", 1e-4), ("full", "f32", 1e-4), ("full", "bf16", 2e-3)])
+def test_both_sides_take_the_same_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str, close: float
+) -> None:
     pytest.importorskip("peft", reason="compared with transformers + PEFT")
     peers = script("peers")
     monkeypatch.setitem(peers.SHAPES, "tiny", TINY)
     job = peers.Job(str(peers.write_model(tmp_path, "tiny")), mode, threads=1, max_tokens=60)
-    ours, theirs = peers.open_ours(job, "f32"), peers.open_theirs(job, "float32")
+    ours, theirs = peers.open_ours(job, dtype), peers.open_theirs(job, "float32")
     rows = [ids[:size] for ids, size in zip(peers.random_rows(3, 20, TINY["vocab_size"]), (20, 5, 13), strict=True)]
     losses = [(ours(rows), theirs(rows)) for _ in range(4)]
-    # float32 on both sides; A is random on each, so LoRA steps part a little once B is no longer zero
-    assert losses[0] == pytest.approx((losses[0][1],) * 2, rel=1e-5)
-    assert losses[3] == pytest.approx((losses[3][1],) * 2, rel=1e-4)
+    # theirs is float32, and ours may round to bf16; A is random on each, so LoRA steps part once B is no longer zero
+    assert losses[0] == pytest.approx((losses[0][1],) * 2, rel=close / 10)
+    assert losses[3] == pytest.approx((losses[3][1],) * 2, rel=close)
     assert mode == "lora" or losses[3][0] < losses[0][0] - 1e-3
 
 
