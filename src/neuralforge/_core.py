@@ -43,6 +43,16 @@ SLOTS = {
 }
 MAX_THREADS = 1024  # of a pool, see csrc/core/pool.c
 MODES = {"none": lib.NF_MODE_INFER, "lora": lib.NF_MODE_LORA, "full": lib.NF_MODE_FULL}
+BLOCK_TYPES = {
+    "Q8_0": lib.NF_BLOCK_Q8_0,
+    "Q4_0": lib.NF_BLOCK_Q4_0,
+    "Q4_1": lib.NF_BLOCK_Q4_1,
+    "Q5_0": lib.NF_BLOCK_Q5_0,
+    "Q5_1": lib.NF_BLOCK_Q5_1,
+    "Q4_K": lib.NF_BLOCK_Q4_K,
+    "Q5_K": lib.NF_BLOCK_Q5_K,
+    "Q6_K": lib.NF_BLOCK_Q6_K,
+}
 _ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_ARGUMENT: ConfigError, lib.NF_ERR_MEMORY: WontFitError}
 
 
@@ -124,6 +134,21 @@ def to_int8(array: F32) -> tuple[npt.NDArray[np.int8], F32]:
     out, scale = np.empty(array.shape, np.int8), np.empty(array.shape[0], np.float32)
     lib.nf_to_int8(ffi.cast("int8_t *", out.ctypes.data), _floats(scale), _floats(array), *array.shape)
     return out, scale
+
+
+def pack_blocks(array: F32, dtype: str, *, threads: int) -> npt.NDArray[np.uint8]:
+    """Rows of blocks (..., bytes) of finite float32 rows whose width is a multiple of the block; see quant/pack.h.
+
+    Raises:
+        ConfigError: a value is too large for a half-precision scale.
+    """
+    kind = BLOCK_TYPES[dtype]
+    values, size = lib.nf_block_values(kind), lib.nf_block_bytes(kind)
+    if array.shape[-1] % values:
+        raise ValueError(f"rows of {array.shape[-1]} values are not whole {dtype} blocks")
+    out = np.empty((*array.shape[:-1], array.shape[-1] // values * size), np.uint8)
+    _check(lib.nf_pack_blocks(kind, ffi.cast("uint8_t *", out.ctypes.data), _floats(array), array.size // values, threads))
+    return out
 
 
 def first_nonfinite(array: F32) -> int | None:
