@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelError
-from .files import UNREADABLE
+from .files import UNREADABLE, write_atomic
 from .weights import BLOCKS, STORED, Tensor
 
 MAGIC = b"GGUF"
@@ -289,3 +290,87 @@ def _refuse_overlap(r: _Reader, places: list[tuple[int, int, str]]) -> None:
         if begin < end:
             r.where, r.at = f"tensor {name!r}", begin
             r.fail("overlaps the one before it")
+
+
+# --- writing
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: stored name, type and row-major shape in values."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        shape, kind = _stored_form(self.dtype, self.shape)
+        return math.prod(shape) * kind.itemsize
+
+
+def header(metadata: Values, tensors: Sequence[Entry]) -> tuple[bytes, list[int]]:
+    """The bytes before the data, padded, and the length that each tensor's data must be padded to.
+
+    Args:
+        metadata: bool, int, float and str values; arrays as numpy arrays of numbers or lists of str or bytes.
+        tensors: in file order.
+    """
+    codes = {name: code for code, name in TENSOR_TYPES.items()}
+    out = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        out += [_text(key), _packed(value)]
+    lengths, at = [], 0
+    for t in tensors:
+        out.append(_text(t.name) + struct.pack(f"<I{len(t.shape)}Q", len(t.shape), *reversed(t.shape)))
+        out.append(struct.pack("<IQ", codes[t.dtype], at))
+        lengths.append(-(-t.nbytes // ALIGNMENT) * ALIGNMENT)
+        at += lengths[-1]
+    head = b"".join(out)
+    return head + bytes(-len(head) % ALIGNMENT), lengths
+
+
+def _text(value: str | bytes) -> bytes:
+    raw = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _packed(value: Any) -> bytes:
+    """Type and value; whole numbers are u32 where they fit, as llama.cpp wants them, and floats are float32."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", _BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value) if 0 <= value < 2**32 else struct.pack("<Iq", 11, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _text(value)
+    if isinstance(value, np.ndarray):
+        kinds = {np.dtype(name): code for code, name in _SCALARS.items()} | {np.dtype(bool): _BOOL}
+        return struct.pack("<IIQ", _ARRAY, kinds[value.dtype], value.size) + value.tobytes()
+    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text, value))
+
+
+def write(path: str | Path, metadata: Values, tensors: Sequence[Entry], data: Iterable[npt.NDArray[Any]]) -> None:
+    """Write a file atomically, one tensor at a time.
+
+    Args:
+        path: the file.
+        metadata, tensors: see `header`.
+        data: the stored form of each tensor in order, blocks as uint8 rows.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    head, lengths = header(metadata, tensors)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield head
+        for entry, length, values in zip(tensors, lengths, data, strict=True):
+            assert values.nbytes == entry.nbytes, entry
+            yield np.ascontiguousarray(values).data
+            yield bytes(length - entry.nbytes)
+
+    write_atomic(path, pieces())

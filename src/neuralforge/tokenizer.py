@@ -17,15 +17,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import gguf_file, gguf_vocabulary
 from .bpe import Vocabulary
 from .config import ModelConfig
 from .errors import OutputError, TokenizerError
+from .files import make_folder, write_atomic
+from .gguf_vocabulary import native_files
 from .pretokenizer import WHITE_SPACE
-from .tokenizer_files import DAMAGED, AddedToken, Source, added_token, read_bytes, read_object, read_source, recognise
+from .tokenizer_files import DAMAGED, AddedToken, Source, added_token, is_gguf, read_bytes, read_object, read_source, recognise
 
 log = logging.getLogger("neuralforge")
 
-MAIN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
+MAIN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin", "tokenizer.gguf")
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _SPACES = re.compile(f"[{WHITE_SPACE}]*")
 
@@ -69,7 +72,7 @@ class Tokenizer:
             TokenizerError: missing, damaged, of a kind that is not supported, or too large for `vocab_size`.
         """
         main = _find(Path(path))
-        settings, template = _read_side(main) if main.name in MAIN_FILES else ({}, None)
+        settings, template = _read_side(main) if main.name in MAIN_FILES or is_gguf(main) else ({}, None)
         source = read_source(main, legacy=bool(settings.get("legacy", True)))
         made = _assemble(main, source, settings, template)
         if vocab_size is not None:
@@ -198,6 +201,10 @@ class Tokenizer:
             OutputError: a file cannot be written.
         """
         folder = Path(folder)
+        if is_gguf(self.path):
+            for name, data in native_files(gguf_file.read(self.path, error=TokenizerError)).items():
+                write_atomic(make_folder(folder) / name, data)
+            return
         name = self.path.name if self.path.name in MAIN_FILES else recognise(read_bytes(self.path), self.path)
         beside = SIDE_FILES if self.path.name in MAIN_FILES else ()
         wanted = {name: self.path} | {s: self.path.with_name(s) for s in beside if self.path.with_name(s).is_file()}
@@ -293,6 +300,9 @@ def _find(path: Path) -> Path:
 
 def _read_side(main: Path) -> tuple[dict[str, Any], str | None]:
     """(settings, chat template) of the files beside the tokenizer; tokenizer_config.json wins."""
+    if is_gguf(main):
+        inside = gguf_vocabulary.settings(gguf_file.read(main, error=TokenizerError))
+        return inside, inside.get("chat_template")
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if main.with_name(name).is_file():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three tokenizer files: tokenizer.json, SentencePiece `tokenizer.model`, llama2.c `tokenizer.bin`.
+"""The tokenizer files: tokenizer.json, SentencePiece `tokenizer.model`, llama2.c `tokenizer.bin`, and GGUF's vocabulary.
 
 Each reader gives the same plain `Source`. What a reader does not know it refuses by name.
 """
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import bpe
+from . import bpe, gguf_file
 from .bpe import MARK, Vocabulary
 from .errors import TokenizerError
 from .files import UNREADABLE
+from .gguf_file import MAGIC
+from .gguf_vocabulary import native_files
 from .pretokenizer import Marked, Words, read_decoder, read_normalizer, read_post_processor, read_pre_tokenizer
 
 DAMAGED = "the file is damaged or cut short; fetch it again"
@@ -65,6 +67,14 @@ def read_bytes(path: Path) -> bytes:
         raise TokenizerError(f"{path}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as f:
+        return f.read(4) == MAGIC
+
+
 def read_object(path: Path, data: bytes | None = None) -> dict[str, Any]:
     """The JSON object in a file, or in the `data` already read from it."""
     try:
@@ -96,6 +106,8 @@ def recognise(data: bytes, path: Path) -> str:
         return "tokenizer.json"
     if _is_bin(data):
         return "tokenizer.bin"
+    if data.startswith(MAGIC):
+        return "tokenizer.gguf"
     if data[:1] == b"\n":  # field 1 of a SentencePiece model
         return "tokenizer.model"
     if data.startswith(b"version https://git-lfs"):
@@ -115,11 +127,21 @@ def read_source(path: Path, *, legacy: bool) -> Source:
     Raises:
         TokenizerError: missing, damaged or not supported.
     """
+    if is_gguf(path):
+        return _read_gguf(path, legacy=legacy)
     data = read_bytes(path)
     kind = recognise(data, path)
     if kind == "tokenizer.json":
         return _read_json(data, path)
     return _read_bin(data, path) if kind == "tokenizer.bin" else _read_sentencepiece(data, path, legacy=legacy)
+
+
+def _read_gguf(path: Path, *, legacy: bool) -> Source:
+    """The vocabulary inside a GGUF file, read as the file it was made from."""
+    files = native_files(gguf_file.read(path, error=TokenizerError))
+    if "tokenizer.json" in files:
+        return _read_json(files["tokenizer.json"], path)
+    return _read_sentencepiece(files["tokenizer.model"], path, legacy=legacy)
 
 
 def _read_bin(data: bytes, path: Path) -> Source:
