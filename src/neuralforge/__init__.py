@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
         BackendError,
         ConfigError,
         DataError,
+        ExportError,
         ModelError,
         NeuralForgeError,
         NonFiniteLossError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
         TrainingError,
         WontFitError,
     )
+    from .exporting import Exported, export
     from .formats.peft import Adapter
     from .heldout import evaluate
     from .ingest import Dataset
@@ -44,8 +46,9 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "config": "LoraConfig ModelConfig TrainConfig",
-    "errors": "AdapterError AdapterMismatchError BackendError ConfigError DataError ModelError NeuralForgeError "
+    "errors": "AdapterError AdapterMismatchError BackendError ConfigError DataError ExportError ModelError NeuralForgeError "
     "NonFiniteLossError OutputError OverflowRowError TokenizerError TrainingError WontFitError",
+    "exporting": "Exported export",
     "formats.peft": "Adapter",
     "heldout": "evaluate",
     "ingest": "Dataset",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import __version__, console
+from .cli_export import add_convert, add_export, add_merge
 from .cli_info import add_doctor, add_info
 from .cli_text import add_generate, add_tokenize
 from .cli_train import add_demo, add_plan, add_train
@@ -23,6 +24,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "plan": (add_plan, "say what a training run would need, without training"),
     "generate": (add_generate, "let a model write, with or without an adapter"),
     "tokenize": (add_tokenize, "turn a text file into a file of token ids"),
+    "export": (add_export, "write a trained model for llama.cpp, Ollama, transformers and others, and check it"),
+    "convert": (add_convert, "write a model in another format, and check it"),
+    "merge": (add_merge, "add an adapter to its model, as a model folder"),
     "info": (add_info, "say what a model, adapter, run or checkpoint is"),
     "doctor": (add_doctor, "check whether this machine is ready"),
 }

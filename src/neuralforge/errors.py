@@ -86,5 +86,11 @@ class OutputError(TrainingError, OSError):
     __str__ = NeuralForgeError.__str__
 
 
+class ExportError(NeuralForgeError, RuntimeError):
+    """An exported file does not say the same as the trained model, or could not be checked."""
+
+    exit_code = 7
+
+
 class BackendError(NeuralForgeError, RuntimeError):
     """A backend is not available or failed inside the C core."""

@@ -374,3 +374,14 @@ def write(path: str | Path, metadata: Values, tensors: Sequence[Entry], data: It
             yield bytes(length - entry.nbytes)
 
     write_atomic(path, pieces())
+
+
+def fill_text(path: str | Path, key: str, text: str) -> None:
+    """Put a text into a value of blanks that was kept free for it; what is too long is cut off."""
+    start = _text(key) + struct.pack("<I", _STRING)
+    with Path(path).open("r+b") as f:
+        head = f.read(_MOST_TEXT)
+        at = head.find(start) + len(start)
+        length = int.from_bytes(head[at : at + 8], "little")
+        f.seek(at + 8)
+        f.write(text.encode()[:length].ljust(length))

@@ -67,8 +67,16 @@ def new_params(model_config: ModelConfig, lora_config: LoraConfig, *, seed: int)
     return params
 
 
+def merged(tensor: Tensor, lora_config: LoraConfig, params: ParamSet) -> F32Array:
+    """The values of a tensor with the adapter added: W + scale · B·A, in float32; may be a view of the model's file."""
+    a, b = pair_names(tensor.name)
+    if a not in params:
+        return tensor.float32()
+    return np.asarray(tensor.float32() + np.float32(lora_config.scale) * (params[b] @ params[a]), np.float32)
+
+
 def merge(weights: Weights, lora_config: LoraConfig, params: ParamSet) -> Iterator[tuple[str, F32Array]]:
-    """Every tensor of the model with the adapter added: W + scale · B·A, in float32, one at a time.
+    """Every tensor of the model with the adapter added, one at a time.
 
     Args:
         weights: the base, in the rotary layout that the adapter was trained in.
@@ -78,11 +86,7 @@ def merge(weights: Weights, lora_config: LoraConfig, params: ParamSet) -> Iterat
         (name, values) in the order of `weights`. Unchanged tensors may be views of the model's file.
     """
     for name, tensor in weights.items():
-        a, b = pair_names(name)
-        if a not in params:
-            yield name, tensor.float32()
-        else:
-            yield name, tensor.float32() + np.float32(lora_config.scale) * (params[b] @ params[a])
+        yield name, merged(tensor, lora_config, params)
 
 
 def base_fingerprint(checkpoint: Checkpoint) -> str:

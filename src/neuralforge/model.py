@@ -12,11 +12,11 @@ import numpy as np
 
 from . import _core, backends, chat, formats, generate
 from .errors import ConfigError, DataError, TokenizerError
-from .formats import peft
+from .formats import adapters
 from .formats.peft import Adapter
 from .lora import base_fingerprint
 from .templates import ChatTemplate, template_for
-from .tokenizer import MAIN_FILES, Tokenizer
+from .tokenizer import MAIN_FILES, NO_TOKENIZER, Tokenizer
 from .weights import F32Array
 
 EMBEDDED = "embedded"
@@ -70,7 +70,7 @@ class Model:
         """Open a model; weights are read when it is first used.
 
         Args:
-            path: a Hugging Face folder, a llama2.c .bin file, or "embedded" for the base model inside the package.
+            path: a Hugging Face folder, a .gguf or a llama2.c .bin file, or "embedded" for the base model inside the package.
             backend: "auto" or the name of a backend.
             dtype: arithmetic of the weights; "auto" lets the backend choose.
             tokenizer: file or folder of the tokenizer where it lies elsewhere.
@@ -107,9 +107,14 @@ class Model:
         if self._tokenizer is None:
             raise TokenizerError(
                 f"{self.path}: no tokenizer lies beside this model",
-                hint="give tokenizer= (command: --tokenizer) the path of its tokenizer.model, tokenizer.json or tokenizer.bin",
+                hint=NO_TOKENIZER,
             )
         return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether one was found or given."""
+        return self._tokenizer is not None
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -124,14 +129,14 @@ class Model:
         """Apply an adapter in `logits`, `generate` and `stream`; returns the model itself.
 
         Args:
-            adapter: a folder in PEFT's layout, or `run.adapter`.
+            adapter: a folder in PEFT's or mlx-lm's layout, a GGUF adapter, or `run.adapter`.
 
         Raises:
             AdapterError: missing, damaged or incomplete.
             AdapterMismatchError: it was trained on another base.
         """
         if not isinstance(adapter, Adapter):
-            adapter = peft.load(adapter, self.config, base_fingerprint=self.fingerprint)
+            adapter = adapters.load(adapter, self.config, base_fingerprint=self.fingerprint)
         self.close()
         self.adapter = adapter
         return self

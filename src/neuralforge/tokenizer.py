@@ -30,6 +30,7 @@ log = logging.getLogger("neuralforge")
 
 MAIN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin", "tokenizer.gguf")
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+NO_TOKENIZER = "give tokenizer= (command: --tokenizer) the path of its tokenizer.model, tokenizer.json or tokenizer.bin"
 _SPACES = re.compile(f"[{WHITE_SPACE}]*")
 
 

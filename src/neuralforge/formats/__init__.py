@@ -143,6 +143,11 @@ def complete(config: ModelConfig, weights: Mapping[str, Tensor], *, source: str)
     return {name: weights[name] for name in shapes}
 
 
+def canonical_name(stored: str) -> str:
+    """The name with the prefix that a model saved without its output head lacks."""
+    return stored if stored.startswith(("model.", "lm_head.")) else f"model.{stored}"
+
+
 def by_canonical_name(places: Mapping[str, Stored], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Stored tensors under canonical names, fused ones cut into their rows; what no place asks for keeps its name.
 

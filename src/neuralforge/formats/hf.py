@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,18 @@ from ..files import make_folder, read_bytes, read_json, write_atomic
 from ..models import family
 from ..models.fields import Fields
 from ..weights import STORED, F32Array, Tensor
-from . import Checkpoint, by_canonical_name, complete, is_pickle, pickle_error, safetensors, stored_parts, to_half
+from . import (
+    Checkpoint,
+    by_canonical_name,
+    canonical_name,
+    complete,
+    is_pickle,
+    pickle_error,
+    safetensors,
+    stored_parts,
+    to_half,
+)
+from .outgoing import Outgoing
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -117,11 +129,6 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
     return {name: shards[shard][name] for name, shard in places.items()}
 
 
-def canonical_name(stored: str) -> str:
-    """The name with the prefix that a model saved without its output head lacks."""
-    return stored if stored.startswith(("model.", "lm_head.")) else f"model.{stored}"
-
-
 def _canonical(config: ModelConfig, stored: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Tensors under canonical names, also of a model that was saved without its output head."""
     left: dict[str, Tensor] = {}
@@ -180,3 +187,28 @@ def save_model(
     safetensors.write(folder / _WEIGHTS, sizes, arrays(), dtype=dtype, metadata={"format": "pt"})
     values = family(config.model_type).write_config(config) | {"torch_dtype": _TORCH_NAMES[dtype]}
     write_atomic(folder / "config.json", (json.dumps(values, indent=2) + "\n").encode())
+
+
+# --- the format for `export`
+
+EXPORTS = {"hf": ("f32", "f16", "bf16")}
+
+
+def check_export(name: str, config: ModelConfig, quant: str) -> None:
+    """Every model that can be loaded can be written; see `outgoing.writers`."""
+
+
+def export(name: str, model: Outgoing, path: Path) -> None:
+    """Write a model folder with the files of the tokenizer and the chat template."""
+    folder = make_folder(path)
+    extra = {n: p for n, p in model.files.items() if n not in ("tokenizer.gguf", "chat_template.json")}
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder)
+        extra = {n: p for n, p in extra.items() if not (folder / n).exists()}
+    write_atomic(folder / "chat_template.jinja", model.template.encode())
+    save_model(folder, model.config, model.tensors, dtype=model.quant.upper(), extra_files=extra)
+
+
+def reading(name: str, path: Path, base: str) -> dict[str, Any]:
+    """See `outgoing.writers`."""
+    return {"place": path, "base": None, "llama_cpp": False}

@@ -18,8 +18,7 @@ from ..files import fsync_dir, make_folder, output_error, read_bytes, read_json,
 from ..lora import lora_shapes
 from ..models.fields import Fields
 from ..weights import STORED, F32Array, ParamSet, Tensor
-from . import from_half, safetensors, to_half
-from .hf import canonical_name
+from . import canonical_name, from_half, safetensors, to_half
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -145,6 +144,11 @@ def _config_entries(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+def matches_adapter(path: Path) -> bool:
+    """Whether this is a folder in PEFT's layout."""
+    return (path / _CONFIG).is_file() and not (path / "adapters.safetensors").is_file()
+
+
 def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
     """Read an adapter, strictly.
 
@@ -179,6 +183,9 @@ def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | Non
     lora = _lora_config(entries, tensors)
     params = _params(tensors, config, lora, folder / _WEIGHTS)
     return Adapter(lora, config, params, entries.text("base_model_name_or_path", ""), fingerprint)
+
+
+load_adapter = load
 
 
 def _refuse_unsupported(entries: Fields) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core
 from ..errors import ModelError
 from ..files import UNREADABLE, write_atomic
 from ..weights import STORED, F32Array, Tensor
@@ -160,20 +161,23 @@ def write(
         for (name, shape), values in zip(shapes.items(), arrays, strict=True):
             if values.shape != shape:
                 raise ModelError(f"{path}: tensor {name!r} has the shape {list(values.shape)} instead of {list(shape)}")
-            yield _packed(values, dtype, f"{path}: tensor {name!r}").data
+            yield packed(values, dtype, f"{path}: tensor {name!r}").data
 
     write_atomic(path, pieces())
 
 
-def _packed(values: F32Array, dtype: str, where: str) -> npt.NDArray[Any]:
-    if not np.isfinite(values).all():
+def packed(values: F32Array, dtype: str, where: str) -> npt.NDArray[Any]:
+    """Values as F32, F16 or BF16 (bit patterns), rounded to nearest even.
+
+    Raises:
+        ModelError: a value is NaN or infinite, or too large for the dtype; `where` names the tensor.
+    """
+    if _core.first_nonfinite(np.ascontiguousarray(values, np.float32)) is not None:
         raise ModelError(f"{where} holds NaN or infinite values and is not written")
     if dtype == "BF16":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # ties to even
-        return np.asarray(nearest, "<u2")
+        return _core.to_bf16(np.ascontiguousarray(values, np.float32))
     with np.errstate(over="ignore"):
-        packed = np.ascontiguousarray(values, _STORED[dtype])
-    if dtype == "F16" and not np.isfinite(packed).all():
+        narrow = np.ascontiguousarray(values, _STORED[dtype])
+    if dtype == "F16" and not np.isfinite(narrow).all():
         raise ModelError(f"{where} holds values too large for F16", hint="write F32 or BF16")
-    return packed
+    return narrow

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a format is given to write: one model, merged or as its adapter, with everything that must travel along."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import gguf_file
+from ..config import ModelConfig
+from ..errors import ConfigError
+from ..files import write_atomic
+from ..tokenizer import Tokenizer
+from ..tokenizer_files import is_gguf
+from ..weights import F32Array
+from .peft import Adapter
+
+RECORD = "neuralforge.json"
+VERIFIED = "neuralforge.verified"  # key of a GGUF file
+RECORD_BYTES = 400  # kept free in the file, because the result is known only after it was written
+
+
+class Lazy(Mapping[str, F32Array]):
+    """Tensors that are made when they are asked for, so that one at a time is in memory."""
+
+    def __init__(self, names: tuple[str, ...], make: Callable[[str], F32Array]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> F32Array:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A model on its way out.
+
+    Attributes:
+        config: its shape; `tensors` have the rotary order that it says.
+        tensors: {canonical name: float32 array} with the adapter merged in.
+        adapter: the adapter by itself, for formats that hold one; None where all weights were trained or none.
+        base: path of the base model.
+        tokenizer: None where the model has none.
+        template: the chat template that was used in training, as Jinja text.
+        files: the base model's files by usual name.
+        name: of the model, for people.
+        quant: form of the values; each format has its own list.
+        threads: for packing.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, F32Array]
+    adapter: Adapter | None
+    base: str
+    tokenizer: Tokenizer | None
+    template: str
+    files: Mapping[str, Path]
+    name: str
+    quant: str
+    threads: int = 1
+
+
+def writers() -> dict[str, Any]:
+    """Every format that can be written: its name and the module that has `EXPORTS`, `check_export` and `export`.
+
+    EXPORTS is {format: allowed values of quant, the usual one first}. `check_export(format, config, quant)` raises
+    ConfigError for a model that the format cannot hold; `export(format, outgoing, path)` writes; `reading(format, path,
+    base)` says how to open it again (the first three fields of `verify.Written`).
+    """
+    package = importlib.import_module(__package__)
+    modules = [importlib.import_module(f"{__package__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    return {name: module for module in modules for name in getattr(module, "EXPORTS", ())}
+
+
+def writer(name: str) -> Any:
+    """The module that writes a format.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = writers()
+    if name not in known:
+        raise ConfigError(f"format={name!r}: unknown", hint=f"formats: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def check(name: str, config: ModelConfig, quant: str | None) -> str:
+    """The form of the values that will be written; also what a plan asks before training.
+
+    Raises:
+        ConfigError: unknown format or quant, or a model that the format cannot hold.
+    """
+    module = writer(name)
+    allowed = module.EXPORTS[name]
+    chosen: str = allowed[0] if quant is None else quant.lower()
+    if chosen not in allowed:
+        raise ConfigError(f"quant={quant!r}: the format {name} has {', '.join(allowed)}")
+    module.check_export(name, config, chosen)
+    return chosen
+
+
+def add_record(place: Path, text: str) -> None:
+    """Keep what the check of an export found: inside a GGUF file, in a file of its own in a folder."""
+    if place.is_dir():
+        write_atomic(place / RECORD, text.encode() + b"\n")
+    elif is_gguf(place):
+        gguf_file.fill_text(place, VERIFIED, text)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an exported file says the same as the trained model: tokens of three conversations, and the logits after them.
+
+The file is opened again by an independent reader: llama.cpp, through the package xllamacpp, where that is installed and
+the format is its own; otherwise our reader of the format with the numpy decoder, which shares nothing with the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backends, formats, llama_cpp, plain_decoder
+from .config import ModelConfig
+from .errors import ExportError, NeuralForgeError
+from .formats import adapters
+from .lora import merge
+from .model import Model
+from .tokenizer import Tokenizer
+from .weights import F32Array, Tensor, Weights
+
+CONVERSATIONS = (
+    ({"role": "user", "content": "Which month has 28 days?"}, {"role": "assistant", "content": "All of them."}),
+    (
+        {"role": "user", "content": "Zähle: 1, 22, 333 – und weiter?\n\nDon't   stop!"},
+        {"role": "assistant", "content": "4444, 55555 🙂"},
+        {"role": "user", "content": "Thanks."},
+    ),
+    ({"role": "user", "content": "def f(x):\n\treturn x**2  # <b>square</b>"},),
+)
+_MOST_PLACES = 96  # tokens of a conversation whose logits are compared
+_LIKELY = 100  # tokens of each place whose log-probabilities are compared; those of the unlikely are noise
+_SAME_TEXT = 1e-4  # of a probability, between the same ids given as ids and as text
+_TOKENIZER = "this tokenizer cannot be exported to this format"
+# Mean divergence in nats per token above which an export is refused. F32 and F16 are rounding; the others are about
+# three times what models of 260 K to 1 B weights show, of which the smallest lose the most.
+LIMITS = {
+    "f32": 1e-4,
+    "f16": 2e-3,
+    "bf16": 2e-2,
+    "q8_0": 2e-2,
+    "q6_k": 5e-2,
+    "q5_k_m": 0.15,
+    "q5_1": 0.15,
+    "q5_0": 0.15,
+    "q4_k_m": 0.4,
+    "q4_1": 0.4,
+    "q4_0": 0.4,
+}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far an exported file is from the trained model.
+
+    Attributes:
+        reader: what opened the file.
+        tokens: of the conversations, all with the same ids.
+        places: where logits were compared.
+        max_difference: largest difference of a log-probability among the model's 100 likeliest tokens of each place.
+        kl: mean divergence of the file's next-token distribution from the model's, in nats.
+        top1: share of places with the same likeliest token.
+        limit: above this `kl` an export is refused.
+    """
+
+    reader: str
+    tokens: int
+    places: int
+    max_difference: float
+    kl: float
+    top1: float
+    limit: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens} tokens equal; logits at {self.places} places, by {self.reader}: divergence {self.kl:.2g} nats "
+            f"(limit {self.limit:g}), largest difference {self.max_difference:.2g}, same likeliest token {self.top1:.1%}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written and is to be read again.
+
+    Attributes:
+        place: the file or folder.
+        base: the file or folder of the base model where `place` holds an adapter alone.
+        quant: form of the values.
+        llama_cpp: the format is one that llama.cpp reads.
+    """
+
+    place: Path
+    base: Path | None
+    quant: str
+    llama_cpp: bool
+
+
+def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) -> Verification:
+    """Compare an exported file with the model that it was made from.
+
+    Args:
+        model: with its adapter.
+        written: what was exported.
+        place: the name that it will have, for messages.
+        refuse: raise where the logits differ more than the quant explains.
+
+    Raises:
+        ExportError: the file cannot be read again, tokenises differently, or gives other logits.
+    """
+    try:
+        texts, ids = _conversations(model)
+        read = _read_with_llama_cpp if written.llama_cpp and llama_cpp.available() else _read_ourselves
+        if written.base is None:
+            _compare_ids(written.place, texts, ids, place)
+        with closing(_exact_session(model)) as session:
+            room = min(_MOST_PLACES, model.config.max_position_embeddings)
+            ours = [session.logits(np.asarray(one[:room], np.int32)) for one in ids]
+        found = _measure(ours, read(written, texts, ids, room, model.config.vocab_size))
+    except ExportError:
+        raise
+    except NeuralForgeError as e:
+        raise ExportError(f"{place}: cannot be read again: {e.message}", hint=e.hint) from e
+    name = "llama.cpp" if read is _read_with_llama_cpp else "our reader and the numpy decoder"
+    limit = LIMITS.get(written.quant, LIMITS["f16"])
+    result = Verification(reader=name, tokens=sum(map(len, ids)), limit=limit, **found)
+    if refuse and not result.kl <= limit:
+        raise ExportError(
+            f"{place}: differs from the trained model: {result}", hint="use a finer quant, or force=True (--force)"
+        )
+    return result
+
+
+def _exact_session(model: Model) -> backends.Session:
+    """The trained model in float32 on the reference backend, however it was trained."""
+    lora = model.adapter.config if model.adapter else None
+    cpu = backends.choose("cpu")
+    session: backends.Session = cpu.open(model.config, model.weights, lora=lora, dtype="f32", max_tokens=_MOST_PLACES)
+    if model.adapter:
+        session.update(model.adapter.params)
+    return session
+
+
+def _conversations(model: Model) -> tuple[list[str], list[list[int]]]:
+    """(texts, ids); without a tokenizer no texts and arbitrary ids."""
+    if not model.has_tokenizer:
+        random = np.random.default_rng(0)
+        return [], [random.integers(0, model.config.vocab_size, 24).tolist() for _ in CONVERSATIONS]
+    texts = []
+    for messages in CONVERSATIONS:
+        text = model.template.render(messages, add_generation_prompt=messages[-1]["role"] == "user")
+        begin = model.template.variables.get("bos_token", "") if model.tokenizer.add_bos else ""
+        texts.append(text.removeprefix(begin))
+    ids = [model.tokenizer.encode(text, parse_special=True) for text in texts]
+    return texts, ids
+
+
+def _compare_ids(part: Path, texts: Sequence[str], ids: Sequence[list[int]], place: Path) -> None:
+    """The tokenizer in the file, read by our own reader, gives the same ids."""
+    if not texts:
+        return
+    exported = Tokenizer.from_file(part)
+    for text, wanted in zip(texts, ids, strict=True):
+        found = exported.encode(text, parse_special=True)
+        if found != wanted:
+            at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
+            raise ExportError(
+                f"{place}: its tokenizer gives other ids than the model's, first at token {at} of {text[:40]!r}",
+                hint=_TOKENIZER,
+            )
+
+
+# --- the readers: at some places of each text, the log-probabilities of the next token
+
+Rows = list[tuple[list[int], F32Array]]
+
+
+def _read_ourselves(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, vocab: int) -> Rows:
+    config, weights = _loaded(written)
+    return [(list(range(len(one[:room]))), plain_decoder.logits(config, weights, one[:room])) for one in ids]
+
+
+def _loaded(written: Written) -> tuple[ModelConfig, Weights]:
+    if written.base is None:
+        loaded = formats.load(written.place)
+        return loaded.config, loaded.weights
+    base = formats.load(written.base)
+    adapter = adapters.load(written.place, base.config)
+    merged = {
+        name: Tensor(name, "F32", values, "merged") for name, values in merge(base.weights, adapter.config, adapter.params)
+    }
+    return base.config, merged
+
+
+def _read_with_llama_cpp(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, vocab: int) -> Rows:
+    """Eight places of each text; and each whole text as ids and as text, which llama.cpp tokenises itself."""
+    places = [sorted({len(one[:room]) * (i + 1) // 8 - 1 for i in range(8)} - {-1}) for one in ids]
+    prompts: list[llama_cpp.Prompt] = [one[: at + 1] for one, some in zip(ids, places, strict=True) for at in some]
+    model, adapter = (written.place, None) if written.base is None else (written.base, written.place)
+    twice = [prompt for text, one in zip(texts, ids, strict=False) for prompt in (one, text)]
+    rows, counts = llama_cpp.log_probabilities(model, [*prompts, *twice], vocab_size=vocab, adapter=adapter)
+    for i, text in enumerate(texts):
+        at = len(prompts) + 2 * i
+        difference = np.abs(np.exp(rows[at]) - np.exp(rows[at + 1])).max()
+        if counts[at] != counts[at + 1] or float(difference) > _SAME_TEXT:
+            raise ExportError(
+                f"{written.place}: llama.cpp makes other tokens of {text[:40]!r}, {counts[at + 1]} instead of {counts[at]}",
+                hint=_TOKENIZER,
+            )
+    ends = np.cumsum([len(some) for some in places])
+    return [(some, rows[end - len(some) : end]) for some, end in zip(places, ends.tolist(), strict=True)]
+
+
+def _measure(ours: Sequence[F32Array], theirs: Rows) -> dict[str, Any]:
+    gaps, kls, same = [], [], []
+    for logits, (places, rows) in zip(ours, theirs, strict=True):
+        p, q = (_log_softmax(x.astype(np.float64)) for x in (logits[places], rows))
+        likely = np.argsort(-p, axis=-1)[:, :_LIKELY]
+        gaps.append(np.abs(np.take_along_axis(p - q, likely, axis=-1)).max(axis=-1))
+        kls.append(np.sum(np.exp(p) * (p - q), axis=-1))
+        same.append(p.argmax(-1) == q.argmax(-1))
+    kl = float(np.concatenate(kls).mean())
+    return {
+        "places": sum(map(len, kls)),
+        "max_difference": float(np.concatenate(gaps).max()),
+        "kl": max(kl, 0.0) if math.isfinite(kl) else math.inf,
+        "top1": float(np.concatenate(same).mean()),
+    }
+
+
+def _log_softmax(x: Any) -> Any:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
