@@ -19,7 +19,7 @@ from neuralforge.errors import AdapterError, AdapterMismatchError
 from neuralforge.formats import load as load_model
 from neuralforge.formats import peft as ours
 from neuralforge.formats.peft import Adapter
-from neuralforge.lora import base_fingerprint, merge, new_params
+from neuralforge.lora import base_fingerprint, merge, new_params, stored_linears
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MODEL = ModelConfig(
@@ -199,12 +199,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str, type[AdapterError]]] = 
     "not LoRA": (_config(peft_type="IA3"), CONFIG, "peft_type='IA3'", AdapterError),
     "no peft_type": (_config(peft_type=None), CONFIG, "peft_type is missing", AdapterError),
     "DoRA": (_config(use_dora=True), CONFIG, "use_dora", AdapterError),
-    "ranks by layer": (_config(rank_pattern={"q_proj": 8}), CONFIG, "rank_pattern", AdapterError),
-    "alphas by layer": (_config(alpha_pattern={"q_proj": 8}), CONFIG, "alpha_pattern", AdapterError),
+    "another rank in a pattern": (_config(rank_pattern={"q_proj": 8}), WEIGHTS, "rank 4, but", AdapterError),
+    "a pattern of signs": (_config(alpha_pattern={"(a+)+q_proj": 8}), CONFIG, "alpha_pattern", AdapterError),
+    "an alpha that is a word": (_config(alpha_pattern={"q_proj": "x"}), CONFIG, "alpha_pattern.q_proj='x'", AdapterError),
     "whole modules": (_config(modules_to_save=["lm_head"]), CONFIG, "modules_to_save", AdapterError),
     "biases": (_config(bias="all"), CONFIG, "bias='all'", AdapterError),
     "fan_in_fan_out": (_config(fan_in_fan_out=True), CONFIG, "fan_in_fan_out", AdapterError),
-    "some layers": (_config(layers_to_transform=[1]), CONFIG, "layers_to_transform", AdapterError),
+    "fewer layers": (_config(layers_to_transform=[1]), WEIGHTS, "calls for", AdapterError),
+    "layers that are words": (_config(layers_to_transform=["1"]), CONFIG, "layers_to_transform", AdapterError),
     "changed base": (_config(init_lora_weights="pissa"), CONFIG, "init_lora_weights", AdapterError),
     "of the future": (_config(use_magic={"a": 1}), CONFIG, "use_magic", AdapterError),
     "rank is zero": (_config(r=0), CONFIG, "r=0", AdapterError),
@@ -289,6 +291,10 @@ def test_peft_merges_our_adapter_to_the_same_weights(
         ({"target_modules": "all-linear", "use_rslora": True}, 7),
         ({"target_modules": ["k_proj", "gate_proj"], "lora_dropout": 0.1}, 2),
         ({"target_modules": r".*\.(q_proj|o_proj)"}, 2),
+        ({"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 7}, "alpha_pattern": {"q_proj": 3}}, 2),
+        ({"target_modules": ["v_proj"], "rank_pattern": {"model.layers.1.self_attn.v_proj": 2}, "use_rslora": True}, 1),
+        ({"target_modules": ["v_proj", "o_proj"], "layers_to_transform": [1]}, 2),
+        ({"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]}, 2),
         ({}, 2),
     ],
 )
@@ -312,3 +318,44 @@ def test_the_adapter_of_peft_is_read(
     merged = theirs.float().merge_and_unload().state_dict()
     for name, value in merge(model.weights, mine.config, mine.params):
         np.testing.assert_allclose(value, merged[name].numpy(), rtol=1e-5, atol=1e-6)  # as above
+
+
+# ---- fused tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "targets", [["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], ["qkv_proj"], ["gate_up_proj", "down_proj"]]
+)
+def test_peft_and_we_agree_on_fused_projections(tmp_path: Path, targets: list[str]) -> None:
+    """An adapter of PEFT on fused tensors comes back as it was; one trained on the parts is the same for PEFT."""
+    import family_models
+
+    torch = pytest.importorskip("torch", reason="the oracle is torch")
+    peft = pytest.importorskip("peft", reason="the oracle is peft")
+    base = family_models.save("phi3", tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", target_modules=targets))
+    torch.manual_seed(0)
+    for name, value in theirs.named_parameters():
+        if "lora_" in name:
+            value.data.normal_(std=0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    wanted = theirs.merge_and_unload().state_dict()
+    mine = ours.load(tmp_path / "theirs", model.config)
+    ours.save(mine, tmp_path / "again")
+    from safetensors.numpy import load_file
+
+    before, after = (load_file(tmp_path / n / WEIGHTS) for n in ("theirs", "again"))
+    assert before.keys() == after.keys() and all(np.array_equal(before[n], after[n]) for n in before)
+    parts = np.random.default_rng(0)
+    mine.params.flat[...] += parts.normal(0, 0.05, mine.params.size).astype(np.float32)  # now each part has its own A
+    merged = dict(merge(model.weights, mine.config, mine.params))
+    ours.save(mine, tmp_path / "parts")
+    base = family_models.make("phi3")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "parts").merge_and_unload().state_dict()
+    assert wanted.keys() == theirs.keys()
+    for stored, names in stored_linears(model.config).items():
+        np.testing.assert_allclose(
+            np.concatenate([merged[n] for n in names]), theirs[stored].numpy(), rtol=1e-5, atol=2e-6, err_msg=stored
+        )

@@ -33,7 +33,7 @@ def available() -> bool:
 
 
 def log_probabilities(
-    model: Path, prompts: Sequence[Prompt], *, vocab_size: int, adapter: Path | None = None
+    model: Path, prompts: Sequence[Prompt], *, vocab_size: int, letter: int, adapter: Path | None = None
 ) -> tuple[F32Array, list[int]]:
     """What llama.cpp expects after each prompt.
 
@@ -41,6 +41,8 @@ def log_probabilities(
         model: a .gguf file.
         prompts: ids, or texts that llama.cpp tokenises itself, special tokens parsed.
         vocab_size: of the model.
+        letter: id of a token that is an ordinary letter. llama.cpp is made to choose it, because it says nothing of what it
+            expected where it chooses the end of the text or half a character.
         adapter: a LoRA adapter in a .gguf file.
 
     Returns:
@@ -49,7 +51,8 @@ def log_probabilities(
     Raises:
         ExportError: llama.cpp cannot read the file.
     """
-    ask = {"model": str(model), "prompts": list(prompts), "vocab": vocab_size, "adapter": str(adapter) if adapter else None}
+    ask: dict[str, Any] = {"model": str(model), "prompts": list(prompts), "vocab": vocab_size, "letter": letter}
+    ask["adapter"] = None if adapter is None else str(adapter)
     answer, _ = _child(ask, model)
     rows = np.full((len(prompts), vocab_size), -np.inf, np.float32)
     for row, pairs in zip(rows, answer["rows"], strict=True):
@@ -108,9 +111,10 @@ def main() -> None:
         print(json.dumps({"text": answer["choices"][0]["text"]}))
         return
     rows, counts = [], []
+    wanted = {"n_predict": 1, "n_probs": ask["vocab"], "logprobs": ask["vocab"], "temperature": 0, "samplers": []}
+    wanted |= {"logit_bias": [[ask["letter"], 1e6]], "cache_prompt": False}
     for prompt in ask["prompts"]:
-        wanted = {"n_predict": 1, "n_probs": ask["vocab"], "temperature": 0, "samplers": [], "cache_prompt": False}
-        answer = server.handle_completions({"prompt": prompt, "logprobs": ask["vocab"], **wanted})
+        answer = server.handle_completions({"prompt": prompt, **wanted})
         if "usage" not in answer:
             raise SystemExit(f"error: {answer}")
         rows.append([[t["id"], t["logprob"]] for t in _candidates(answer)])

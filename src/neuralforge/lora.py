@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from .config import LoraConfig, ModelConfig, tensor_shapes
-from .formats import Checkpoint, to_half
+from .config import LINEAR_MODULES, LoraConfig, ModelConfig, tensor_shapes
+from .formats import Checkpoint, stored_parts, to_half
+from .models import family
 from .weights import F32Array, ParamSet, Tensor, Weights
 
 _SAMPLE = 1024  # values taken at most from each end of a tensor for the fingerprint, out of head_dim rows
@@ -105,3 +107,67 @@ def base_fingerprint(checkpoint: Checkpoint) -> str:
             values = to_half(Tensor(name, tensor.dtype, tensor.data[rows], tensor.source).float32(), c, name)
             digest.update(np.ascontiguousarray(values.reshape(-1)[part], "<f4").tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredPair:
+    """A low-rank pair of one tensor as the family's files have it; the rows of a fused tensor are those of its parts.
+
+    Attributes:
+        a: [R, in].
+        b: [out, R]; W + scale · b·a with the scale of the whole adapter.
+    """
+
+    a: F32Array
+    b: F32Array
+
+
+def stored_linears(config: ModelConfig) -> dict[str, list[str]]:
+    """{stored name of a linear weight: canonical names of its parts in row order}, layer by layer."""
+    parts = stored_parts(family(config.model_type).tensors(config))
+    return {name: names for name, names in parts.items() if names[0].split(".")[-2] in LINEAR_MODULES}
+
+
+def stored_pairs(config: ModelConfig, params: ParamSet) -> dict[str, StoredPair]:
+    """The pairs of an adapter as the family's files would have them.
+
+    Parts of a fused tensor that share one A stay one pair; others become one pair of the sum of their ranks, whose B is
+    zero outside of the blocks where it belongs.
+    """
+    shapes, out = tensor_shapes(config), {}
+    for stored, names in stored_linears(config).items():
+        given = [n for n in names if pair_names(n)[0] in params]
+        if not given:
+            continue
+        first = params[pair_names(given[0])[0]]
+        shared = all(np.array_equal(first, params[pair_names(n)[0]]) for n in given)
+        r, rows = first.shape[0], sum(shapes[n][0] for n in names)
+        b = np.zeros((rows, r if shared else r * len(given)), np.float32)
+        at = 0
+        for n in names:
+            if n in given:
+                column = 0 if shared else given.index(n) * r
+                b[at : at + shapes[n][0], column : column + r] = params[pair_names(n)[1]]
+            at += shapes[n][0]
+        a = first if shared else np.concatenate([params[pair_names(n)[0]] for n in given])
+        out[stored] = StoredPair(a, b)
+    return out
+
+
+def split_pairs(config: ModelConfig, pairs: Mapping[str, StoredPair], *, r: int) -> ParamSet:
+    """The way back of `stored_pairs`: canonical tensors of one rank, smaller ones filled up with zeros.
+
+    Modules that are given in some layers only are zero in the others.
+    """
+    shapes, parts = tensor_shapes(config), stored_linears(config)
+    modules = {n.split(".")[-2] for stored in pairs for n in parts[stored]}
+    sizes = lora_shapes(config, LoraConfig(r=r, target_modules=[m for m in LINEAR_MODULES if m in modules]))
+    params = ParamSet(sizes, n_decay=sum(math.prod(s) for s in sizes.values()))
+    for stored, pair in pairs.items():
+        at = 0
+        for n in parts[stored]:
+            a, b = pair_names(n)
+            params[a][: pair.a.shape[0]] = pair.a
+            params[b][:, : pair.b.shape[1]] = pair.b[at : at + shapes[n][0]]
+            at += shapes[n][0]
+    return params

@@ -124,7 +124,7 @@ def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) 
         with closing(_exact_session(model)) as session:
             room = min(_MOST_PLACES, model.config.max_position_embeddings)
             ours = [session.logits(np.asarray(one[:room], np.int32)) for one in ids]
-        found = _measure(ours, read(written, texts, ids, room, model.config.vocab_size))
+        found = _measure(ours, read(written, texts, ids, room, model))
     except ExportError:
         raise
     except NeuralForgeError as e:
@@ -183,7 +183,7 @@ def _compare_ids(part: Path, texts: Sequence[str], ids: Sequence[list[int]], pla
 Rows = list[tuple[list[int], F32Array]]
 
 
-def _read_ourselves(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, vocab: int) -> Rows:
+def _read_ourselves(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, model: Model) -> Rows:
     config, weights = _loaded(written)
     return [(list(range(len(one[:room]))), plain_decoder.logits(config, weights, one[:room])) for one in ids]
 
@@ -200,13 +200,16 @@ def _loaded(written: Written) -> tuple[ModelConfig, Weights]:
     return base.config, merged
 
 
-def _read_with_llama_cpp(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, vocab: int) -> Rows:
+def _read_with_llama_cpp(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, model: Model) -> Rows:
     """Eight places of each text; and each whole text as ids and as text, which llama.cpp tokenises itself."""
     places = [sorted({len(one[:room]) * (i + 1) // 8 - 1 for i in range(8)} - {-1}) for one in ids]
     prompts: list[llama_cpp.Prompt] = [one[: at + 1] for one, some in zip(ids, places, strict=True) for at in some]
-    model, adapter = (written.place, None) if written.base is None else (written.base, written.place)
+    file, adapter = (written.place, None) if written.base is None else (written.base, written.place)
+    letter = model.tokenizer.encode("a", add_special_tokens=False)[-1]
     twice = [prompt for text, one in zip(texts, ids, strict=False) for prompt in (one, text)]
-    rows, counts = llama_cpp.log_probabilities(model, [*prompts, *twice], vocab_size=vocab, adapter=adapter)
+    rows, counts = llama_cpp.log_probabilities(
+        file, [*prompts, *twice], vocab_size=model.config.vocab_size, letter=letter, adapter=adapter
+    )
     for i, text in enumerate(texts):
         at = len(prompts) + 2 * i
         difference = np.abs(np.exp(rows[at]) - np.exp(rows[at + 1])).max()

@@ -38,7 +38,7 @@ QUANTS = {
 }
 # where a row is not whole blocks of 256
 _SMALLER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3"}
+ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3"}
 
 
 def check(config: ModelConfig, quant: str) -> None:
@@ -49,10 +49,10 @@ def check(config: ModelConfig, quant: str) -> None:
     """
     if quant not in QUANTS:
         raise ConfigError(f"quant={quant!r}: GGUF files can be {', '.join(QUANTS)}")
-    if config.model_type not in _ARCHITECTURES:
+    if config.model_type not in ARCHITECTURE_OF:
         raise ConfigError(f"model_type={config.model_type!r}: GGUF has no architecture for it here")
     rope = config.rope
-    arch = _ARCHITECTURES[config.model_type]
+    arch = ARCHITECTURE_OF[config.model_type]
     tables = rope.rope_type == "llama3" or _one_set(rope)
     if (tables and arch != "llama") or (rope.rope_type == "longrope" and arch != "phi3" and not tables):
         raise ConfigError(f"rope_type={rope.rope_type!r}: the GGUF architecture {arch} cannot say this scaling")
@@ -66,13 +66,13 @@ def _one_set(rope: RopeConfig) -> bool:
 
 def layout_of(config: ModelConfig) -> ModelConfig:
     """The model with the rotary order that the file of its architecture has."""
-    kind = "interleaved" if _ARCHITECTURES[config.model_type] == "llama" else "half"
+    kind = "interleaved" if ARCHITECTURE_OF[config.model_type] == "llama" else "half"
     return replace(config, rope=replace(config.rope, layout=kind))  # type: ignore[arg-type]
 
 
 def metadata_of(config: ModelConfig, *, name: str, quant: str) -> dict[str, Any]:
     """The keys that say what the model is, without those of the tokenizer."""
-    c, arch = config, _ARCHITECTURES[config.model_type]
+    c, arch = config, ARCHITECTURE_OF[config.model_type]
     rotary = 2 * inverse_frequencies(c.rope, c.head_dim, length=1)[0].size
     keys: dict[str, Any] = {
         "context_length": c.max_position_embeddings,

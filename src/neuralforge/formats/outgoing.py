@@ -70,6 +70,16 @@ class Outgoing:
     quant: str
     threads: int = 1
 
+    def only_adapter(self, format: str) -> Adapter:
+        """The adapter.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.adapter is None:
+            raise ConfigError(f"format={format!r}: holds an adapter, and this model has none", hint="use the format gguf or hf")
+        return self.adapter
+
 
 def writers() -> dict[str, Any]:
     """Every format that can be written: its name and the module that has `EXPORTS`, `check_export` and `export`.

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import LINEAR_MODULES, LoraConfig, ModelConfig
+from ..config import LINEAR_MODULES, LoraConfig, ModelConfig, tensor_shapes
 from ..errors import AdapterError, AdapterMismatchError, ConfigError, OutputError
 from ..files import fsync_dir, make_folder, output_error, read_bytes, read_json, write_atomic
-from ..lora import lora_shapes
+from ..lora import StoredPair, pair_names, split_pairs, stored_linears, stored_pairs
 from ..models.fields import Fields
 from ..weights import STORED, F32Array, ParamSet, Tensor
 from . import canonical_name, from_half, safetensors, to_half
@@ -27,6 +27,7 @@ _DAMAGED = "both files of an adapter must come from one training: copy the folde
 _NOT_PEFT = "save the adapter with peft: model.save_pretrained(folder)"
 _FINGERPRINT = "neuralforge.base_fingerprint"
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias", "init_lora_weights"}
+_READ |= {"rank_pattern", "alpha_pattern", "layers_to_transform"}
 # Entries that change nothing in a trained adapter, whatever they hold.
 _HARMLESS = {
     "task_type",
@@ -43,7 +44,7 @@ _HARMLESS = {
     "lora_ga_config",
     "runtime_config",
     "ensure_weight_tying",
-    "layers_pattern",  # says where to find what layers_to_transform names, which is refused
+    "layers_pattern",  # says where to find what layers_to_transform names; here there is only one place
 }
 # Ways to begin that leave the base as it is; the others (pissa, olora, corda, loftq) train against a changed base.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -94,18 +95,18 @@ def save(adapter: Adapter, folder: str | Path) -> None:
                 hint="train again with a lower learning_rate",
             )
     folder = make_folder(folder)
-    config = (json.dumps(_config_entries(adapter), indent=2) + "\n").encode()
+    pairs = stored_pairs(adapter.base, adapter.params)
+    config = (json.dumps(_config_entries(adapter, pairs), indent=2) + "\n").encode()
     _remove_other(folder / _CONFIG, config)
-    shapes = {_PREFIX + name: shape for name, shape in adapter.params.shapes.items()}
+    tensors: dict[str, F32Array] = {}
+    for name, pair in pairs.items():
+        a, b = pair_names(_PREFIX + name)
+        # PEFT's files are for Hugging Face models: rows of q and k in half-split order, whatever the base's file has
+        tensors |= {a: pair.a, b: np.ascontiguousarray(to_half(pair.b, adapter.base, name))}
     metadata = {"format": "pt", _FINGERPRINT: adapter.base_fingerprint}
-    values = (_in_half_order(adapter.params[name], adapter.base, name) for name in adapter.params)
-    safetensors.write(folder / _WEIGHTS, shapes, values, dtype="F32", metadata=metadata)
+    shapes = {name: values.shape for name, values in tensors.items()}
+    safetensors.write(folder / _WEIGHTS, shapes, iter(tensors.values()), dtype="F32", metadata=metadata)
     write_atomic(folder / _CONFIG, config)
-
-
-def _in_half_order(values: F32Array, base: ModelConfig, name: str) -> F32Array:
-    """PEFT's files are for Hugging Face models: rows of B of q and k in half-split order, whatever the base's file has."""
-    return np.ascontiguousarray(to_half(values, base, name)) if ".lora_B." in name else values
 
 
 def _remove_other(path: Path, content: bytes) -> None:
@@ -118,9 +119,22 @@ def _remove_other(path: Path, content: bytes) -> None:
     fsync_dir(path.parent)
 
 
-def _config_entries(adapter: Adapter) -> dict[str, Any]:
-    """The entries that every version of PEFT knows; an unknown one would break older versions."""
+def _config_entries(adapter: Adapter, pairs: Mapping[str, StoredPair]) -> dict[str, Any]:
+    """The entries that every version of PEFT knows; an unknown one would break older versions.
+
+    Pairs of a fused tensor may have a larger rank than the adapter; patterns say so, with the alpha that keeps the scale.
+    """
     c = adapter.config
+    modules = list(dict.fromkeys(name.split(".")[-2] for name in pairs))
+    ranks: dict[str, set[int]] = {m: set() for m in modules}
+    for name, pair in pairs.items():
+        ranks[name.split(".")[-2]].add(pair.a.shape[0])
+    pattern: dict[str, int] = {}
+    for name, pair in pairs.items():
+        module, rank = name.split(".")[-2], pair.a.shape[0]
+        if ranks[module] != {c.r}:
+            pattern[module if len(ranks[module]) == 1 else name.removesuffix(".weight")] = rank
+    alphas = {key: c.scale * (math.sqrt(rank) if c.use_rslora else rank) for key, rank in pattern.items()}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -129,7 +143,7 @@ def _config_entries(adapter: Adapter) -> dict[str, Any]:
         "r": c.r,
         "lora_alpha": int(c.lora_alpha) if float(c.lora_alpha).is_integer() else c.lora_alpha,
         "lora_dropout": c.lora_dropout,
-        "target_modules": list(c.modules),
+        "target_modules": modules,
         "use_rslora": c.use_rslora,
         "use_dora": False,
         "bias": "none",
@@ -139,8 +153,8 @@ def _config_entries(adapter: Adapter) -> dict[str, Any]:
         "modules_to_save": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": pattern,
+        "alpha_pattern": alphas,
     }
 
 
@@ -180,8 +194,7 @@ def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | Non
             hint=f"load the base it names: {values.get('base_model_name_or_path') or 'unknown'}",
         )
     tensors = _by_own_name(stored, folder / _WEIGHTS)
-    lora = _lora_config(entries, tensors)
-    params = _params(tensors, config, lora, folder / _WEIGHTS)
+    lora, params = _read(entries, tensors, config, folder / _WEIGHTS)
     return Adapter(lora, config, params, entries.text("base_model_name_or_path", ""), fingerprint)
 
 
@@ -201,11 +214,7 @@ def _refuse_unsupported(entries: Fields) -> None:
         )
     for key, value in entries.values.items():
         # Newer versions of PEFT write entries that are not listed here, null or empty where they are not in use.
-        if (
-            value
-            and key not in _READ | _HARMLESS
-            and not (key == "layers_pattern" and not entries.values.get("layers_to_transform"))
-        ):
+        if value and key not in _READ | _HARMLESS:
             raise entries.wrong(key, "is not supported")
 
 
@@ -221,67 +230,112 @@ def _by_own_name(stored: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _lora_config(entries: Fields, tensors: Mapping[str, Tensor]) -> LoraConfig:
+def _read(entries: Fields, tensors: Mapping[str, Tensor], base: ModelConfig, path: Path) -> tuple[LoraConfig, ParamSet]:
+    """One rank and one scale for all pairs: smaller ranks are filled up with zeros, other scales go into B."""
+    r, alpha, rslora = entries.whole("r"), entries.number("lora_alpha"), entries.flag("use_rslora", False)
+    weights = _targets(entries, tensors, base)
+    shapes, parts = tensor_shapes(base), stored_linears(base)
+    _check_names(weights, tensors, parts, path)
+    scales, pairs = {}, {}
+    for name in weights:
+        rank = _by_pattern(entries, "rank_pattern", name, r, path)
+        rows = sum(shapes[part][0] for part in parts[name])
+        a, b = pair_names(name)
+        pairs[name] = StoredPair(
+            _values(tensors, a, (int(rank), shapes[parts[name][0]][1]), path), _values(tensors, b, (rows, int(rank)), path)
+        )
+        scales[name] = _by_pattern(entries, "alpha_pattern", name, alpha, path) / (math.sqrt(rank) if rslora else rank)
+    widest = max((pair.a.shape[0] for pair in pairs.values()), default=r)
+    scale = alpha / (math.sqrt(r) if rslora else r)
+    pairs = {name: StoredPair(p.a, p.b * np.float32(scales[name] / scale)) for name, p in pairs.items()}
+    params = split_pairs(base, pairs, r=widest)
+    for name in params:
+        if ".lora_B." in name:
+            params[name][...] = from_half(params[name], base, name)
+    grown = alpha if widest == r else scale * (math.sqrt(widest) if rslora else widest)
+    return _lora_config(entries, widest, grown, params, rslora=rslora), params
+
+
+def _lora_config(entries: Fields, r: int, alpha: float, params: ParamSet, *, rslora: bool) -> LoraConfig:
     dropout = entries.values.get("lora_dropout") or 0.0
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
         raise entries.wrong("lora_dropout", "must be a number")
+    found = {name.split(".lora_")[0].split(".")[-1] for name in params}
+    modules = tuple(m for m in LINEAR_MODULES if m in found)
     try:
-        return LoraConfig(
-            r=entries.whole("r"),
-            lora_alpha=entries.number("lora_alpha"),
-            target_modules=_modules(entries, tensors),
-            lora_dropout=float(dropout),
-            use_rslora=entries.flag("use_rslora", False),
-        )
+        return LoraConfig(r=r, lora_alpha=alpha, target_modules=modules, lora_dropout=float(dropout), use_rslora=rslora)
     except ConfigError as e:
         raise AdapterError(f"{entries.source}: {e.message}", hint=_DAMAGED) from None
 
 
-def _modules(entries: Fields, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The short names of the targets, which may be written as names, paths, "all-linear" or a pattern."""
-    targets = entries.values.get("target_modules")
+def _targets(entries: Fields, tensors: Mapping[str, Tensor], base: ModelConfig) -> list[str]:
+    """The stored weights that the adapter is for; targets may be names, paths, "all-linear" or a pattern."""
+    linears = list(stored_linears(base))
+    modules = list(dict.fromkeys(name.split(".")[-2] for name in linears))
+    targets, layers = entries.values.get("target_modules"), entries.values.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    if layers is not None and not (isinstance(layers, list) and all(isinstance(i, int) for i in layers)):
+        raise entries.wrong("layers_to_transform", "must be a list of layer numbers")
+    wanted = [name for name in linears if not layers or int(name.split(".")[2]) in layers]
     if targets == "all-linear":
-        return LINEAR_MODULES
-    if isinstance(targets, str) and targets not in LINEAR_MODULES:  # a pattern: what it matched is what is stored
-        found = {name.split(".lora_")[0].split(".")[-1] for name in tensors}
-        return tuple(m for m in LINEAR_MODULES if m in found) or LINEAR_MODULES
+        return wanted
+    if isinstance(targets, str) and targets not in modules:  # a pattern: what it matched is what is stored
+        stored = {name.split(".lora_")[0] + ".weight" for name in tensors}
+        return [name for name in wanted if name in stored]
     names = [targets] if isinstance(targets, str) else targets
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise entries.wrong("target_modules", "must be a list of module names")
-    short = {n.split(".")[-1] for n in names}
-    unknown = sorted(short - set(LINEAR_MODULES))
+    unknown = sorted({n.split(".")[-1] for n in names} - set(modules))
     if unknown:
-        raise entries.wrong(
-            "target_modules", f"{unknown[0]!r} is not supported", hint=f"supported: {', '.join(LINEAR_MODULES)}"
-        )
-    return tuple(m for m in LINEAR_MODULES if m in short)
+        raise entries.wrong("target_modules", f"{unknown[0]!r} is not supported", hint=f"supported: {', '.join(modules)}")
+    return [name for name in wanted if any(_means(n, name) for n in names)]
 
 
-def _params(tensors: Mapping[str, Tensor], base: ModelConfig, lora: LoraConfig, path: Path) -> ParamSet:
-    shapes = lora_shapes(base, lora)
+def _means(target: str, weight: str) -> bool:
+    """Whether a target names this weight, by its whole path or the end of it."""
+    path = weight.removesuffix(".weight")
+    return path == canonical_name(target) or path.endswith(f".{target}")
+
+
+def _by_pattern(entries: Fields, key: str, weight: str, usual: float, path: Path) -> float:
+    """The value of the first key of a pattern table that names this weight; PEFT's regular expressions are not run."""
+    table = entries.inner(key)
+    for pattern in table.values:
+        plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        if not all(part.isidentifier() or part.isdecimal() for part in plain.split(".")):
+            raise entries.wrong(key, f"{pattern!r} is not supported; only names and paths of modules are")
+        if _means(plain, weight):
+            return table.whole(pattern, most=4096) if key == "rank_pattern" else table.number(pattern)
+    return usual
+
+
+def _check_names(weights: Sequence[str], tensors: Mapping[str, Tensor], linears: Collection[str], path: Path) -> None:
+    expected = [name for weight in weights for name in pair_names(weight)]
+    modules = {weight.split(".")[-2] for weight in weights}
     for name in tensors:
-        if name not in shapes:
-            raise _unexpected(name, lora, path)
-    missing = [name for name in shapes if name not in tensors]
-    if missing:
+        if name not in expected:
+            raise _unexpected(name, modules, path, known=name.split(".lora_")[0] + ".weight" in linears)
+    missing = [name for name in expected if name not in tensors]
+    if missing or not expected:
         raise AdapterError(
-            f"{path}: incomplete: {len(missing)} of {len(shapes)} tensors are missing, the first is {missing[0]}",
+            f"{path}: incomplete: {len(missing)} of {len(expected)} tensors are missing, the first is "
+            f"{missing[0] if missing else 'any at all'}",
             hint=_DAMAGED,
         )
-    for name, tensor in tensors.items():
-        if tensor.dtype not in STORED:
-            raise AdapterError(f"{path}: {name} is {tensor.dtype}", hint="save the adapter as F32, F16 or BF16")
-        _check_shape(name, tensor.shape, shapes[name], path)
-    params = ParamSet(shapes, n_decay=sum(math.prod(s) for s in shapes.values()))
-    for name in shapes:
-        values = tensors[name].float32()
-        params[name][...] = from_half(values, base, name) if ".lora_B." in name else values
-        if not np.isfinite(params[name]).all():
-            raise AdapterError(f"{path}: {name} holds NaN or infinite values", hint="the training that made it went wrong")
-    return params
 
 
-def _unexpected(name: str, lora: LoraConfig, path: Path) -> AdapterError:
+def _values(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> F32Array:
+    tensor = tensors[name]
+    if tensor.dtype not in STORED:
+        raise AdapterError(f"{path}: {name} is {tensor.dtype}", hint="save the adapter as F32, F16 or BF16")
+    _check_shape(name, tensor.shape, shape, path)
+    values = tensor.float32()
+    if not np.isfinite(values).all():
+        raise AdapterError(f"{path}: {name} holds NaN or infinite values", hint="the training that made it went wrong")
+    return values
+
+
+def _unexpected(name: str, modules: set[str], path: Path, *, known: bool) -> AdapterError:
     for part, what in (
         ("lora_magnitude_vector", "DoRA"),
         ("lora_embedding_", "LoRA on embeddings"),
@@ -289,7 +343,7 @@ def _unexpected(name: str, lora: LoraConfig, path: Path) -> AdapterError:
     ):
         if part in name:
             return AdapterError(f"{path}: tensor {name!r}: {what} is not supported", hint="merge it into its base with peft")
-    if name.endswith((".lora_A.weight", ".lora_B.weight")) and name.split(".lora_")[0].split(".")[-1] in lora.modules:
+    if not known and name.endswith((".lora_A.weight", ".lora_B.weight")) and name.split(".lora_")[0].split(".")[-1] in modules:
         return AdapterMismatchError(
             f"{path}: tensor {name!r} has no place in this base model", hint="load the base it was trained on"
         )
@@ -305,3 +359,22 @@ def _check_shape(name: str, given: tuple[int, ...], expected: tuple[int, ...], p
     raise AdapterMismatchError(
         f"{path}: {name} is {list(given)}, this base model needs {list(expected)}", hint="load the base it was trained on"
     )
+
+
+# --- the format for `export`
+
+EXPORTS = {"peft": ("f32",)}
+
+
+def check_export(name: str, config: ModelConfig, quant: str) -> None:
+    """Adapters of every family can be written; see `outgoing.writers`."""
+
+
+def export(name: str, model: Any, path: Path) -> None:
+    """Write the adapter of an `Outgoing` as a folder in PEFT's layout."""
+    save(model.only_adapter(name), path)
+
+
+def reading(name: str, path: Path, base: str) -> dict[str, Any]:
+    """See `outgoing.writers`."""
+    return {"place": path, "base": Path(base), "llama_cpp": False}

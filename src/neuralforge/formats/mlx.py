@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA adapters of mlx-lm: adapters.safetensors with transposed matrices, and a plain scale in place of alpha.
+
+Models for mlx-lm need no format of their own: it loads the folders of the format hf.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import LINEAR_MODULES, LoraConfig, ModelConfig, tensor_shapes
+from ..errors import AdapterError, AdapterMismatchError
+from ..files import make_folder, read_json, write_atomic
+from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
+from ..models.fields import Fields
+from ..weights import STORED, F32Array
+from . import from_half, safetensors, to_half
+from .outgoing import Outgoing
+from .peft import Adapter
+
+EXPORTS = {"mlx": ("f32",)}
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapters.safetensors"
+_DAMAGED = "copy the whole folder again"
+
+
+def check_export(name: str, config: ModelConfig, quant: str) -> None:
+    """See `outgoing.writers`."""
+
+
+def export(name: str, model: Outgoing, path: Path) -> None:
+    """Write the adapter. mlx-lm has one rank for all modules, so smaller pairs are filled up with zeros."""
+    adapter = model.only_adapter(name)
+    pairs = stored_pairs(model.config, adapter.params)
+    rank = max(pair.a.shape[0] for pair in pairs.values())
+    tensors: dict[str, F32Array] = {}
+    for stored, pair in pairs.items():
+        stem, missing = stored.removesuffix(".weight"), rank - pair.a.shape[0]
+        b = to_half(pair.b, model.config, stored)
+        tensors[f"{stem}.lora_a"] = np.ascontiguousarray(np.pad(pair.a, ((0, missing), (0, 0))).T)
+        tensors[f"{stem}.lora_b"] = np.ascontiguousarray(np.pad(b, ((0, 0), (0, missing))).T)
+    keys = list(dict.fromkeys(stored.removesuffix(".weight").split(".", 3)[3] for stored in pairs))
+    dropout = adapter.config.lora_dropout
+    parameters = {"rank": rank, "scale": adapter.config.scale, "dropout": dropout, "keys": keys}
+    values = {
+        "fine_tune_type": "lora",
+        "num_layers": model.config.num_hidden_layers,
+        "lora_parameters": parameters,
+        "model": adapter.base_name,
+    }
+    folder = make_folder(path)
+    shapes = {n: t.shape for n, t in tensors.items()}
+    safetensors.write(folder / _WEIGHTS, shapes, iter(tensors.values()), dtype="F32", metadata={"format": "mlx"})
+    write_atomic(folder / _CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def reading(name: str, path: Path, base: str) -> dict[str, Any]:
+    """See `outgoing.writers`."""
+    return {"place": path, "base": Path(base), "llama_cpp": False}
+
+
+def matches_adapter(path: Path) -> bool:
+    """Whether this is a folder with mlx-lm's file of adapters."""
+    return (path / _WEIGHTS).is_file()
+
+
+def load_adapter(path: Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
+    """Read an adapter, strictly; see `adapters.load`. mlx-lm keeps no mark of the base."""
+    entries = Fields(read_json(path / _CONFIG, error=AdapterError), str(path / _CONFIG), AdapterError)
+    if entries.text("fine_tune_type", "lora") != "lora":
+        raise entries.wrong("fine_tune_type", "is not supported; only lora is")
+    parameters = entries.inner("lora_parameters")
+    r, scale = parameters.whole("rank", most=4096), parameters.number("scale")
+    params = split_pairs(config, _pairs(path / _WEIGHTS, config, r), r=r)
+    for name in params:
+        if ".lora_B." in name:
+            params[name][...] = from_half(params[name], config, name)
+    found = {name.split(".lora_")[0].split(".")[-1] for name in params}
+    lora = LoraConfig(r=r, lora_alpha=scale * r, target_modules=tuple(m for m in LINEAR_MODULES if m in found))
+    return Adapter(lora, config, params, entries.text("model", ""), "")
+
+
+def _pairs(path: Path, config: ModelConfig, r: int) -> dict[str, StoredPair]:
+    stored_tensors, _ = safetensors.read(path, error=AdapterError)
+    shapes, pairs = tensor_shapes(config), {}
+    for stored, names in stored_linears(config).items():
+        stem = stored.removesuffix(".weight")
+        a, b = (stored_tensors.pop(f"{stem}.lora_{side}", None) for side in "ab")
+        if a is None and b is None:
+            continue
+        rows, width = sum(shapes[n][0] for n in names), shapes[names[0]][1]
+        if a is None or b is None:
+            raise AdapterError(f"{path}: {stem}: lora_a and lora_b belong together, one is missing", hint=_DAMAGED)
+        if a.shape != (width, r) or b.shape != (r, rows):
+            raise AdapterMismatchError(
+                f"{path}: {stem}: {list(a.shape)} and {list(b.shape)}; this base and rank need {[width, r]} and {[r, rows]}",
+                hint="load the base it was trained on",
+            )
+        if a.dtype not in STORED or b.dtype not in STORED:
+            raise AdapterError(f"{path}: {stem} is {a.dtype}, {b.dtype}", hint="save the adapter as F32, F16 or BF16")
+        pair = StoredPair(np.ascontiguousarray(a.float32().T), np.ascontiguousarray(b.float32().T))
+        if not math.isfinite(float(pair.a.sum()) + float(pair.b.sum())):
+            raise AdapterError(f"{path}: {stem} holds NaN or infinite values", hint="the training that made it went wrong")
+        pairs[stored] = pair
+    if stored_tensors or not pairs:
+        what = f"tensor {next(iter(stored_tensors))!r} has no place in this base model" if stored_tensors else "is empty"
+        raise AdapterMismatchError(f"{path}: {what}", hint="load the base it was trained on")
+    return pairs
