@@ -22,6 +22,8 @@ typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 #define levels NF_NAME(levels)
 #define fit_range NF_NAME(fit_range)
 #define fit_symmetric NF_NAME(fit_symmetric)
+#define fit_eight NF_NAME(fit_eight)
+#define pack_eight NF_NAME(pack_eight)
 #define lanes_of NF_NAME(lanes_of)
 #define pack_simple NF_NAME(pack_simple)
 #define pack_range NF_NAME(pack_range)
@@ -39,7 +41,7 @@ NF_INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
 /* To nearest even, for magnitudes below 2^22. */
 NF_INLINE vf vround(vf v) { return (v + 12582912.0f) - 12582912.0f; }
 
-/* -------- blocks of 32 with one scale: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 -------- */
+/* -------- blocks of 32 with one scale: Q4_0, Q4_1, Q5_0, Q5_1 -------- */
 
 /* Whole numbers trunc(|v| + 0.5) with v's sign, exact also just below a half. */
 NF_INLINE int32_t NF_NAME(half_away)(float v) {
@@ -57,14 +59,6 @@ NF_INLINE void NF_NAME(put_levels)(uint8_t *out, const uint8_t *q, int five) {
         for (int i = 0; i < 4; i++) *out++ = (uint8_t)(high >> 8 * i);
     }
     for (int i = 0; i < 16; i++) out[i] = (uint8_t)((q[i] & 15) | (q[i + 16] & 15) << 4);
-}
-
-NF_KERNEL void NF_NAME(pack_q8_0)(uint8_t *out, const float *x) {
-    float top = 0.0f;
-    for (int i = 0; i < 32; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
-    float d = top / 127.0f, inverse = d > 0.0f ? 1.0f / d : 0.0f;
-    put_half(out, to_half(d));
-    for (int i = 0; i < 32; i++) out[2 + i] = (uint8_t)(int8_t)NF_NAME(half_away)(x[i] * inverse);
 }
 
 /* d (q - half): the value of largest magnitude becomes exactly -half. */
@@ -125,7 +119,7 @@ NF_KERNEL void fit_range(float *scale, float *minimum, const float *t, float top
         memcpy(above + i * LANES, &over, sizeof over);
         sum_w += weight, sum_x += weight * over, sum_xx += weight * over * over;
     }
-    vf spread = choose(width > zero, width, zero + 1.0f), best = zero + INFINITY, best_scale = zero, best_low = low;
+    vf spread = choose(width > zero, width, zero + 1.0f), best = zero + INFINITY, best_scale = width / top, best_low = low;
     for (int k = -1; k < steps; k++) {
         vf inverse = (top + (k < 0 ? 0.0f : first + step * (float)k)) / spread, sq = zero, sqq = zero, sxq = zero;
         for (int i = 0; i < 32; i++) {
@@ -167,6 +161,28 @@ NF_KERNEL void fit_symmetric(float *scale, const float *t) {
             sqq += w * q * q, sxq += w * x * q;
         }
         vf safe = choose(sqq > zero, sqq, zero + 1.0f), gain = sxq * sxq / safe; /* how much of the error it takes away */
+        vi better = gain > best;
+        best = choose(better, gain, best), best_scale = choose(better, sxq / safe, best_scale);
+    }
+    memcpy(scale, &best_scale, sizeof best_scale);
+}
+
+/* scale so that x ~ scale q with |q| <= 127, by least squares, after rounding with the usual step, top / 127, and with
+   eight others around it.  All values weigh the same. */
+NF_KERNEL void fit_eight(float *scale, const float *t) {
+    static const float steps[] = {127.0f, 123.0f, 124.0f, 125.0f, 126.0f, 128.0f, 129.0f, 130.0f, 131.0f};
+    const vf zero = {0};
+    vf top = zero;
+    for (int i = 0; i < 32; i++) top = vmax(top, vmax(vload(t + i * LANES), -vload(t + i * LANES)));
+    vf unit = 1.0f / choose(top > zero, top, zero + 1.0f), best = zero, best_scale = zero;
+    for (size_t k = 0; k < sizeof steps / sizeof *steps; k++) {
+        vf inverse = unit * steps[k], sqq = zero, sxq = zero;
+        for (int i = 0; i < 32; i++) {
+            vf x = vload(t + i * LANES), q = vround(x * inverse);
+            if (steps[k] > 127.0f) q = vmin(vmax(q, zero - 127.0f), zero + 127.0f);
+            sqq += q * q, sxq += x * q;
+        }
+        vf safe = choose(sqq > zero, sqq, zero + 1.0f), gain = sxq * sxq / safe;
         vi better = gain > best;
         best = choose(better, gain, best), best_scale = choose(better, sxq / safe, best_scale);
     }
@@ -251,11 +267,25 @@ NF_KERNEL void pack_symmetric(uint8_t *out, const float *x) {
     put_half(out + 208, d);
 }
 
+/* 16 blocks at once; fewer at the end leave lanes empty. */
+NF_KERNEL void pack_eight(uint8_t *out, const float *x, int64_t blocks) {
+    float t[32 * LANES], scale[LANES];
+    for (int64_t b = 0; b < blocks; b += LANES) {
+        int given = blocks - b < LANES ? (int)(blocks - b) : LANES;
+        lanes_of(t, x + 32 * b, 32, given);
+        fit_eight(scale, t);
+        for (int i = 0; i < given; i++) {
+            uint8_t *block = out + (b + i) * sizes[NF_BLOCK_Q8_0].bytes;
+            uint16_t d = to_half(scale[i]);
+            float unit = from_half(d);
+            put_half(block, d);
+            levels(block + 2, x + 32 * (b + i), 32, unit > 0.0f ? 1.0f / unit : 0.0f, 0.0f, -127.0f, 127.0f, 0);
+        }
+    }
+}
+
 NF_KERNEL void pack_simple(nf_block_type type, uint8_t *out, const float *x) {
     switch (type) {
-    case NF_BLOCK_Q8_0:
-        NF_NAME(pack_q8_0)(out, x);
-        break;
     case NF_BLOCK_Q4_0:
         NF_NAME(pack_signed)(out, x, 8);
         break;
@@ -278,6 +308,10 @@ NF_KERNEL void NF_NAME(pack)(nf_block_type type, uint8_t *out, const float *x, i
         pack_range(out, x, blocks, type == NF_BLOCK_Q5_K);
         return;
     }
+    if (type == NF_BLOCK_Q8_0) {
+        pack_eight(out, x, blocks);
+        return;
+    }
     for (int64_t b = 0; b < blocks; b++) pack_simple(type, out + b * sizes[type].bytes, x + b * sizes[type].values);
 }
 
@@ -293,6 +327,8 @@ NF_KERNEL void NF_NAME(pack)(nf_block_type type, uint8_t *out, const float *x, i
 #undef levels
 #undef fit_range
 #undef fit_symmetric
+#undef fit_eight
+#undef pack_eight
 #undef lanes_of
 #undef pack_simple
 #undef pack_range

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Packing to GGUF blocks: buffers of exactly the right size, odd counts, threads, values that cannot be packed. */
+#include <string.h>
+
+#include "../../csrc/quant/pack.h"
+#include "check.h"
+
+static const char *const names[NF_BLOCK_TYPE_COUNT] = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+
+static uint8_t *pack(nf_block_type type, const float *x, int64_t blocks, int threads, nf_status *status) {
+    uint8_t *out = malloc((size_t)(blocks * nf_block_bytes(type)) + 1);
+    if (!out) abort();
+    *status = nf_pack_blocks(type, out, x, blocks, threads);
+    return out;
+}
+
+static void test_type(nf_block_type type) {
+    static const int64_t counts[] = {0, 1, 2, 3, 15, 16, 17, 64, 65, 200};
+    char line[80];
+    int same = 1, fine = 1;
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        int64_t n = counts[i] * nf_block_values(type);
+        float *x = new_floats(n > 0 ? n : 1, 7);
+        nf_status one, three;
+        uint8_t *a = pack(type, x, counts[i], 1, &one), *b = pack(type, x, counts[i], 3, &three);
+        fine &= one == NF_OK && three == NF_OK;
+        same &= memcmp(a, b, (size_t)(counts[i] * nf_block_bytes(type))) == 0;
+        free(a), free(b), free(x);
+    }
+    snprintf(line, sizeof line, "%s: any number of blocks, threads change nothing", names[type]);
+    check(same && fine, line);
+}
+
+static void test_values(nf_block_type type) {
+    static const float extremes[] = {0.0f, -0.0f, 1e-45f, -1e-30f, 65504.0f, -1e5f, 3e38f, -3e38f, INFINITY, NAN};
+    char line[80];
+    int64_t n = nf_block_values(type);
+    float *x = new_floats(2 * n, 0);
+    nf_status status;
+    for (size_t i = 0; i < sizeof extremes / sizeof *extremes; i++) {
+        x[n + 5] = extremes[i];
+        free(pack(type, x, 2, 1, &status));
+        if (fabsf(extremes[i]) >= 1e30f || isnan(extremes[i])) continue; /* refused or not, nothing may break */
+        snprintf(line, sizeof line, "%s: packs %g", names[type], (double)extremes[i]);
+        check(status == NF_OK, line);
+    }
+    x[n + 5] = 3e12f;
+    free(pack(type, x, 2, 1, &status));
+    snprintf(line, sizeof line, "%s: refuses a scale beyond half precision", names[type]);
+    check(status == NF_ERR_ARGUMENT, line);
+    free(x);
+}
+
+int main(void) {
+    for (int type = 0; type < NF_BLOCK_TYPE_COUNT; type++) {
+        test_type((nf_block_type)type);
+        test_values((nf_block_type)type);
+    }
+    uint8_t out;
+    check(nf_pack_blocks(NF_BLOCK_TYPE_COUNT, &out, NULL, 0, 1) == NF_ERR_ARGUMENT, "an unknown type is refused");
+    printf("%d checks, %d failures\n", checks, failures);
+    return failures > 0;
+}
