@@ -258,12 +258,13 @@ def test_llama_cpp_writes_the_same_story(shared: Path, tmp_path: Path) -> None:
     published = json.loads((folder / "greedy_ids.json").read_text())["ids"]
     story = model.tokenizer.decode(published[:201])
     kl = {}
+    # greedy() runs llama.cpp with its defaults, as people do; with another cache type Q8_0 tips over at a near tie
     for quant in QUANTS:
         done = nf.export(model, tmp_path / f"{quant}.gguf", format="gguf", quant=quant)
         kl[quant] = done.verification.kl  # type: ignore[union-attr]
         if quant in ("f32", "f16", "q8_0"):
             assert llama_cpp.greedy(done.path, published[:1], count=200).strip() == story.strip(), quant
-    assert kl["f32"] < kl["f16"] < kl["bf16"] < kl["q8_0"] <= kl["q6_k"] < kl["q4_k_m"]
+    assert kl["f32"] < kl["f16"] < kl["q8_0"] <= kl["q6_k"] < kl["q4_k_m"]
 
 
 @pytest.mark.slow

@@ -97,8 +97,9 @@ def main() -> None:
     p.n_parallel, p.n_gpu_layers, p.warmup, p.verbosity = 1, 0, False, 0
     p.n_ctx = _CONTEXT
     p.api_keys = [secrets.token_hex(16)]
-    p.cache_type_k = p.cache_type_v = x.ggml_type.GGML_TYPE_F32  # its own half-precision cache is not what is checked
-    p.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if "greedy" not in ask:  # its own half-precision cache is not what is checked
+        p.cache_type_k = p.cache_type_v = x.ggml_type.GGML_TYPE_F32
+        p.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if ask["adapter"]:
         lora = x.CommonAdapterLoraInfo()
         lora.path, lora.scale = ask["adapter"], 1.0
