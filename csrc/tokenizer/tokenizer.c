@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The handle: its tables are made here, and texts are cut into blocks for the threads. */
+#include "tokenizer.h"
+
+#include <stdio.h>
+
+#include "../core/pool.h"
+#include "handle.h"
+
+enum { MAX_ID = 1 << 24, BLOCK = 1 << 18, KEEP_IDS = 1 << 18 };
+
+static const uint8_t *item(const nf_texts *texts, int64_t i, int64_t *size) {
+    int64_t begin = i ? texts->ends[i - 1] : 0;
+    *size = texts->ends[i] - begin;
+    return texts->at + begin;
+}
+
+/* -------- making a handle -------- */
+
+static nf_status check_ids(const nf_token_spec *s) {
+    if (s->pieces.count < 0 || s->pieces.count >= MAX_ID)
+        return nf_fail(NF_ERR_ARGUMENT, "a vocabulary of %lld pieces", (long long)s->pieces.count);
+    for (int b = 0; s->byte_ids && b < 256; b++)
+        if (s->byte_ids[b] < -1 || s->byte_ids[b] >= s->pieces.count)
+            return nf_fail(NF_ERR_ARGUMENT, "byte 0x%02X has the id %d", b, s->byte_ids[b]);
+    for (int64_t i = 0; i < 3 * s->merge_count; i++)
+        if (s->merges[i] < 0 || s->merges[i] >= s->pieces.count)
+            return nf_fail(NF_ERR_ARGUMENT, "merge %lld has the id %d", (long long)(i / 3), s->merges[i]);
+    for (int64_t i = 0; i < s->added.count; i++)
+        if (s->added_ids[i] < 0 || s->added_ids[i] >= MAX_ID)
+            return nf_fail(NF_ERR_ARGUMENT, "added token %lld has the id %d", (long long)i, s->added_ids[i]);
+    return NF_OK;
+}
+
+static nf_status check_spec(const nf_token_spec *s) {
+    NF_TRY(check_ids(s));
+    if (s->rule_count < 0 || s->rule_count > 4) return nf_fail(NF_ERR_ARGUMENT, "%d rules", s->rule_count);
+    for (int i = 0; i < s->rule_count; i++)
+        if (s->rules[i] < 0 || s->rules[i] >= NF_RULE_COUNT) return nf_fail(NF_ERR_ARGUMENT, "rule %d", s->rules[i]);
+    if (s->model == NF_TOKENS_BYTES && !s->byte_ids) return nf_fail(NF_ERR_ARGUMENT, "no ids of bytes");
+    if (s->model != NF_TOKENS_BYTES && !s->byte_ids && (s->unknown < 0 || s->unknown >= s->pieces.count))
+        return nf_fail(NF_ERR_ARGUMENT, "neither ids of bytes nor one for unknown characters");
+    if (s->form != NF_FORM_NONE && s->spm) return nf_fail(NF_ERR_ARGUMENT, "two normalisers");
+    return NF_OK;
+}
+
+static nf_status make_pieces(nf_tokenizer *t) {
+    const nf_texts *pieces = &t->spec.pieces;
+    if (!t->spec.ranks && !t->spec.take_whole) return NF_OK;
+    NF_TRY(nf_pieces_new(&t->pieces, pieces->count));
+    for (int64_t i = 0; i < pieces->count; i++) {
+        int64_t size;
+        const uint8_t *text = item(pieces, i, &size);
+        if (t->spec.used[i] && size > 0) nf_pieces_add(&t->pieces, text, size, (uint32_t)i);
+    }
+    return NF_OK;
+}
+
+/* The symbol that a part of a piece is, if it is one. */
+static uint32_t symbol_of(const nf_tokenizer *t, const uint8_t *text, int64_t size) {
+    uint32_t code;
+    if (t->spec.model == NF_TOKENS_BYTES && size == 1) return (uint32_t)t->spec.byte_ids[*text];
+    if (t->spec.model == NF_TOKENS_MARKED && nf_utf8_read(text, text + size, &code) == size)
+        return nf_marked_symbol(&t->marked, code);
+    return nf_pieces_find(&t->pieces, text, size);
+}
+
+/* Every way to make piece i of two symbols. */
+static nf_status add_splits(nf_bytes *out, const nf_tokenizer *t, int64_t i) {
+    int64_t size;
+    const uint8_t *text = item(&t->spec.pieces, i, &size);
+    for (int64_t k = 1; k < size; k++) {
+        if (t->spec.model == NF_TOKENS_MARKED && (text[k] & 0xC0) == 0x80) continue;
+        nf_pair pair = {symbol_of(t, text, k), symbol_of(t, text + k, size - k), (uint32_t)t->spec.ranks[i], (uint32_t)i};
+        if (pair.left != NF_NO_ID && pair.right != NF_NO_ID) NF_TRY(nf_bytes_append(out, &pair, sizeof pair));
+    }
+    return NF_OK;
+}
+
+static nf_status collect_pairs(nf_bytes *out, const nf_tokenizer *t) {
+    const nf_token_spec *s = &t->spec;
+    for (int64_t i = 0; s->ranks && i < s->pieces.count; i++)
+        if (s->used[i] && s->ranks[i] >= 0) NF_TRY(add_splits(out, t, i));
+    for (int64_t i = 0; !s->ranks && i < s->merge_count; i++) {
+        const int32_t *m = s->merges + 3 * i;
+        nf_pair pair = {(uint32_t)m[0], (uint32_t)m[1], (uint32_t)i, (uint32_t)m[2]};
+        NF_TRY(nf_bytes_append(out, &pair, sizeof pair));
+    }
+    return NF_OK;
+}
+
+static nf_status make_pairs(nf_tokenizer *t) {
+    nf_bytes found = {0};
+    nf_status status = collect_pairs(&found, t);
+    int64_t count = found.size / (int64_t)sizeof(nf_pair);
+    if (status == NF_OK) status = nf_pairs_new(&t->pairs, count);
+    for (int64_t i = 0; status == NF_OK && i < count; i++) {
+        nf_pair pair;
+        memcpy(&pair, found.at + i * (int64_t)sizeof pair, sizeof pair);
+        nf_pairs_add(&t->pairs, pair);
+    }
+    nf_bytes_free(&found);
+    return status;
+}
+
+static nf_status make_unigram(nf_tokenizer *t) {
+    const nf_token_spec *s = &t->spec;
+    int64_t size, seen = 0, bytes = s->pieces.count ? s->pieces.ends[s->pieces.count - 1] : 0;
+    nf_unigram *m = &t->unigram;
+    m->scores = s->scores;
+    m->kept = s->kept;
+    m->unknown = (uint32_t)s->unknown;
+    NF_TRY(nf_trie_new(&m->trie, bytes));
+    for (int64_t i = 0; i < s->pieces.count; i++) {
+        const uint8_t *text = item(&s->pieces, i, &size);
+        if (!s->used[i] || size == 0) continue;
+        nf_trie_add(&m->trie, text, size, (uint32_t)i);
+        if (s->kept[i]) continue;
+        if (!seen || s->scores[i] > m->best) m->best = s->scores[i];
+        if (!seen || s->scores[i] < m->worst) m->worst = s->scores[i];
+        seen = 1;
+    }
+    return NF_OK;
+}
+
+static nf_status make_kept(nf_tokenizer *t) {
+    int64_t size, bytes = 0;
+    for (int64_t i = 0; t->spec.kept && i < t->spec.pieces.count; i++)
+        if (t->spec.kept[i]) item(&t->spec.pieces, i, &size), bytes += size;
+    NF_TRY(nf_matcher_new(&t->kept, bytes));
+    for (int64_t i = 0; t->spec.kept && i < t->spec.pieces.count; i++) {
+        const uint8_t *text = item(&t->spec.pieces, i, &size);
+        if (t->spec.kept[i] && size > 0) nf_matcher_add(&t->kept, text, size, (uint32_t)i);
+    }
+    const nf_token_spec *s = &t->spec;
+    t->spaces = (nf_spaces){s->map, s->map_size, s->prefix, s->squeeze, s->escape, t->kept.only == -2 ? NULL : &t->kept};
+    return nf_spaces_check(&t->spaces);
+}
+
+static nf_status make_found(nf_tokenizer *t) {
+    const nf_texts *added = &t->spec.added;
+    int64_t size, bytes = added->count ? added->ends[added->count - 1] : 0;
+    for (int special = 0; special < 2; special++)
+        for (int normalized = 0; normalized < 2; normalized++) {
+            nf_matcher *matcher = &t->found[special][normalized];
+            NF_TRY(nf_matcher_new(matcher, bytes));
+            for (int64_t i = 0; i < added->count; i++) {
+                const uint8_t *text = item(added, i, &size);
+                int32_t flags = t->spec.added_flags[i];
+                if (size == 0 || (flags & NF_TOKEN_SPECIAL && !special) || !(flags & NF_TOKEN_NORMALIZED) != !normalized)
+                    continue;
+                nf_matcher_add(matcher, text, size, (uint32_t)i);
+            }
+        }
+    return NF_OK;
+}
+
+/* Whether text goes through in blocks: a rule must end words at spaces, and nothing may carry over from word to word. */
+static int may_cut(const nf_token_spec *s) {
+    if (s->spm || s->model == NF_TOKENS_UNIGRAM || !s->byte_ids) return 0;
+    int cut = s->model == NF_TOKENS_MARKED;
+    for (int i = 0; i < s->rule_count; i++) cut |= s->rules[i] >= NF_RULE_GPT2 && s->rules[i] <= NF_RULE_GPT4O;
+    return cut && !(s->prefix && s->rule_count > 1);
+}
+
+static nf_status make(nf_tokenizer *t) {
+    const nf_token_spec *s = &t->spec;
+    NF_TRY(make_pieces(t));
+    if (s->model == NF_TOKENS_MARKED) NF_TRY(nf_marked_new(&t->marked, &s->pieces, s->used, !s->spm || s->escape, s->split));
+    NF_TRY(s->model == NF_TOKENS_UNIGRAM ? make_unigram(t) : make_pairs(t));
+    NF_TRY(make_kept(t));
+    NF_TRY(make_found(t));
+    t->rule = s->rule_count ? (nf_rule)s->rules[s->rule_count - 1] : NF_RULE_WHOLE;
+    t->may_cut = may_cut(s);
+    return NF_OK;
+}
+
+nf_status nf_tokenizer_new(nf_tokenizer **out, const nf_token_spec *spec) {
+    *out = NULL;
+    NF_TRY(check_spec(spec));
+    nf_tokenizer *t = calloc(1, sizeof *t);
+    if (!t) return nf_fail(NF_ERR_MEMORY, "no memory for a tokenizer");
+    t->spec = *spec;
+    pthread_mutex_init(&t->lock, NULL);
+    nf_status status = make(t);
+    if (status != NF_OK)
+        nf_tokenizer_free(t);
+    else
+        *out = t;
+    return status;
+}
+
+static void free_worker(nf_token_worker *w) {
+    nf_cache_free_words(&w->cache);
+    nf_merger_free(&w->merger);
+    nf_bytes_free(&w->lattice.nodes);
+    nf_words_free(&w->ids);
+    nf_words_free(&w->cut);
+    nf_bytes_free(&w->normal);
+    nf_bytes_free(&w->prefixed);
+    free(w);
+}
+
+void nf_tokenizer_free(nf_tokenizer *t) {
+    if (!t) return;
+    for (nf_token_worker *w = t->idle, *next; w; w = next) {
+        next = w->next;
+        free_worker(w);
+    }
+    nf_pieces_free(&t->pieces);
+    nf_pairs_free(&t->pairs);
+    nf_marked_free(&t->marked);
+    nf_trie_free(&t->unigram.trie);
+    nf_matcher_free(&t->kept);
+    for (int i = 0; i < 4; i++) nf_matcher_free(&t->found[i / 2][i % 2]);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+}
+
+/* -------- workers: as many as ever encoded at once -------- */
+
+static nf_token_worker *take_worker(nf_tokenizer *t) {
+    pthread_mutex_lock(&t->lock);
+    nf_token_worker *w = t->idle;
+    if (w) t->idle = w->next;
+    pthread_mutex_unlock(&t->lock);
+    if (w) return w;
+    w = calloc(1, sizeof *w);
+    if (w && nf_cache_new_words(&w->cache) == NF_OK) return w;
+    if (w) free_worker(w);
+    nf_fail(NF_ERR_MEMORY, "no memory for a thread of the tokenizer");
+    return NULL;
+}
+
+static void give_back(nf_tokenizer *t, nf_token_worker *w) {
+    if (w->ids.capacity > KEEP_IDS) {
+        nf_words_free(&w->ids);
+        w->ids = (nf_words){0};
+    }
+    pthread_mutex_lock(&t->lock);
+    w->next = t->idle;
+    t->idle = w;
+    pthread_mutex_unlock(&t->lock);
+}
+
+/* -------- the plan of one call: parts of texts, and groups of parts that one worker takes -------- */
+
+typedef struct part {
+    const uint8_t *text; /* NULL: the added token `size` */
+    int64_t size, count; /* count: of ids */
+    int32_t prefix, ends_text;
+} part;
+
+typedef struct group {
+    int64_t first, bytes; /* its first part */
+    int64_t at, count;    /* where its ids begin in the worker's, and how many they are */
+    int32_t worker;
+} group;
+
+typedef struct plan {
+    nf_tokenizer *t;
+    nf_bytes parts, groups;
+    nf_bytes *normal; /* texts in normal form, where added tokens are searched in these */
+    int64_t normal_count;
+    nf_token_before before;
+    int special;
+    nf_token_worker **workers;
+} plan;
+
+static part *parts_of(const plan *p) { return (part *)(void *)p->parts.at; }
+static group *groups_of(const plan *p) { return (group *)(void *)p->groups.at; }
+static int64_t part_count(const plan *p) { return p->parts.size / (int64_t)sizeof(part); }
+static int64_t group_count(const plan *p) { return p->groups.size / (int64_t)sizeof(group); }
+
+static nf_status add_part(plan *p, part new) {
+    int64_t n = group_count(p);
+    if (n == 0 || groups_of(p)[n - 1].bytes >= BLOCK / 2) {
+        group next = {part_count(p), 0, 0, 0, 0};
+        NF_TRY(nf_bytes_append(&p->groups, &next, sizeof next));
+        n++;
+    }
+    groups_of(p)[n - 1].bytes += new.text ? new.size : 1;
+    return nf_bytes_append(&p->parts, &new, sizeof new);
+}
+
+/* Text without added tokens, in blocks. */
+static nf_status add_text(plan *p, const uint8_t *text, int64_t size) {
+    if (size == 0) return NF_OK;
+    int prefix = p->before == NF_BEFORE_START || (p->before == NF_BEFORE_SPECIAL && p->t->spec.prefix_again);
+    const uint8_t *end = text + size, *cut;
+    for (; end - text > 2 * BLOCK && (cut = nf_encode_cut(p->t, text + BLOCK, end)); text = cut, prefix = 0)
+        NF_TRY(add_part(p, (part){text, cut - text, 0, prefix, 0}));
+    p->before = NF_BEFORE_TEXT;
+    return add_part(p, (part){text, end - text, 0, prefix, 0});
+}
+
+static int beside_word(const uint8_t *begin, const uint8_t *p, const uint8_t *next, const uint8_t *end) {
+    uint32_t code;
+    if (p > begin && (nf_utf8_read(nf_utf8_back(begin, p), p, &code), nf_class_of(code) & NF_WORD)) return 1;
+    return next < end && (nf_utf8_read(next, end, &code), (nf_class_of(code) & NF_WORD) != 0);
+}
+
+static const uint8_t *skip_spaces(const uint8_t *p, const uint8_t *end) {
+    for (uint32_t code; p < end; p += nf_utf8_read(p, end, &code))
+        if (nf_utf8_read(p, end, &code), !(nf_class_of(code) & NF_SPACE)) break;
+    return p;
+}
+
+static const uint8_t *skip_spaces_back(const uint8_t *begin, const uint8_t *p) {
+    for (uint32_t code; p > begin;) {
+        const uint8_t *last = nf_utf8_back(begin, p);
+        if (nf_utf8_read(last, p, &code), !(nf_class_of(code) & NF_SPACE)) break;
+        p = last;
+    }
+    return p;
+}
+
+typedef nf_status (*handle_text)(plan *p, const uint8_t *text, int64_t size);
+
+/* Cut text at the added tokens that `matcher` finds, and hand what lies between to `between`. */
+static nf_status add_found(plan *p, const nf_matcher *matcher, const uint8_t *text, int64_t size, handle_text between) {
+    const uint8_t *end = text + size, *at = text, *from = text, *place;
+    const nf_token_spec *s = &p->t->spec;
+    uint32_t which;
+    int64_t width;
+    while ((which = nf_matcher_next(matcher, from, end, &place, &width)) != NF_NO_ID) {
+        const uint8_t *start = place, *stop = from = place + width;
+        int32_t flags = s->added_flags[which];
+        if (flags & NF_TOKEN_SINGLE_WORD && beside_word(text, start, stop, end)) continue;
+        if (flags & NF_TOKEN_LSTRIP && start > at) start = skip_spaces_back(at, start);
+        if (flags & NF_TOKEN_RSTRIP) stop = skip_spaces(stop, end);
+        if (start > at) NF_TRY(between(p, at, start - at));
+        NF_TRY(add_part(p, (part){NULL, s->added_ids[which], 0, 0, 0}));
+        p->before = NF_BEFORE_SPECIAL;
+        at = stop;
+    }
+    return at < end ? between(p, at, end - at) : NF_OK;
+}
+
+/* The search after normalisation; the normal form is made here only where there is something to search for. */
+static nf_status add_normal(plan *p, const uint8_t *text, int64_t size) {
+    const nf_matcher *matcher = &p->t->found[p->special][1];
+    nf_form form = (nf_form)p->t->spec.form;
+    if (matcher->only == -2) return add_text(p, text, size);
+    if (form != NF_FORM_NONE && !nf_is_normal(text, size, form)) {
+        nf_bytes *grown = realloc(p->normal, (size_t)(p->normal_count + 1) * sizeof *grown);
+        if (!grown) return nf_fail(NF_ERR_MEMORY, "no memory for a text of %lld bytes", (long long)size);
+        p->normal = grown;
+        p->normal[p->normal_count] = (nf_bytes){0};
+        nf_bytes *normal = &p->normal[p->normal_count++];
+        NF_TRY(nf_normalize(normal, text, size, form));
+        text = normal->at;
+        size = normal->size;
+    }
+    return add_found(p, matcher, text, size, add_text);
+}
+
+static nf_status make_plan(plan *p, const nf_texts *texts, nf_token_before before, int chained) {
+    p->before = before;
+    for (int64_t i = 0; i < texts->count; i++) {
+        int64_t size;
+        const uint8_t *text = item(texts, i, &size);
+        if (!chained) p->before = before;
+        NF_TRY(add_found(p, &p->t->found[p->special][0], text, size, add_normal));
+        NF_TRY(add_part(p, (part){NULL, -1, 0, 0, 1}));
+    }
+    return NF_OK;
+}
+
+/* -------- running it -------- */
+
+static nf_status encode_group(nf_token_worker *w, const plan *p, group *g, int64_t end) {
+    g->at = w->ids.size;
+    for (int64_t i = g->first; i < end; i++) {
+        part *each = &parts_of(p)[i];
+        int64_t before = w->ids.size;
+        w->after_unknown = 0;
+        if (each->text)
+            NF_TRY(nf_encode_stretch(w, p->t, each->text, each->size, each->prefix));
+        else if (each->size >= 0)
+            NF_TRY(nf_words_push(&w->ids, (uint32_t)each->size));
+        each->count = w->ids.size - before;
+    }
+    g->count = w->ids.size - g->at;
+    return NF_OK;
+}
+
+static void run_group(void *context, int64_t index, int worker) {
+    plan *p = context;
+    nf_token_worker *w = p->workers[worker];
+    if (w->status != NF_OK) return;
+    group *g = &groups_of(p)[index];
+    g->worker = worker;
+    w->status = encode_group(w, p, g, index + 1 < group_count(p) ? g[1].first : part_count(p));
+    if (w->status != NF_OK) snprintf(w->message, sizeof w->message, "%s", nf_last_error());
+}
+
+static nf_status gather(nf_token_ids *out, const plan *p, int64_t texts, int threads) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < group_count(p); i++) total += groups_of(p)[i].count;
+    out->count = total;
+    out->ends = malloc((size_t)(texts ? texts : 1) * sizeof *out->ends);
+    if (!out->ends) return nf_fail(NF_ERR_MEMORY, "no memory for %lld texts", (long long)texts);
+    for (int64_t i = 0, text = 0, at = 0; i < part_count(p); i++) {
+        at += parts_of(p)[i].count;
+        if (parts_of(p)[i].ends_text) out->ends[text++] = at;
+    }
+    nf_words *first = &p->workers[0]->ids;
+    if (threads == 1) { /* in order already: the buffer itself is handed over */
+        out->ids = (int32_t *)(void *)first->at;
+        *first = (nf_words){0};
+        return NF_OK;
+    }
+    out->ids = malloc((size_t)(total ? total : 1) * sizeof *out->ids);
+    if (!out->ids) return nf_fail(NF_ERR_MEMORY, "no memory for %lld ids", (long long)total);
+    for (int64_t i = 0, at = 0; i < group_count(p); i++) {
+        const group *g = &groups_of(p)[i];
+        memcpy(out->ids + at, p->workers[g->worker]->ids.at + g->at, (size_t)g->count * sizeof *out->ids);
+        at += g->count;
+    }
+    return NF_OK;
+}
+
+static nf_status run_plan(plan *p, int threads) {
+    nf_pool *pool = NULL;
+    NF_TRY(nf_pool_new(&pool, threads));
+    nf_pool_run(pool, group_count(p), run_group, p);
+    nf_pool_free(pool);
+    for (int i = 0; i < threads; i++)
+        if (p->workers[i]->status != NF_OK) return nf_fail(p->workers[i]->status, "%s", p->workers[i]->message);
+    return NF_OK;
+}
+
+static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int threads) {
+    int taken = 0;
+    nf_status status = NF_OK;
+    p->workers = calloc((size_t)threads, sizeof *p->workers);
+    if (!p->workers) return nf_fail(NF_ERR_MEMORY, "no memory for %d threads", threads);
+    for (; taken < threads && status == NF_OK; taken++) {
+        nf_token_worker *w = p->workers[taken] = take_worker(p->t);
+        if (!w) {
+            status = NF_ERR_MEMORY;
+            break;
+        }
+        w->ids.size = 0;
+        w->status = NF_OK;
+    }
+    if (status == NF_OK) status = run_plan(p, threads);
+    if (status == NF_OK) status = gather(out, p, texts, threads);
+    for (int i = 0; i < taken; i++) give_back(p->t, p->workers[i]);
+    free(p->workers);
+    return status;
+}
+
+nf_status nf_tokenizer_encode(nf_token_ids **out, nf_tokenizer *tokenizer, const nf_texts *texts, nf_token_before before,
+                              int chained, int special, int threads) {
+    *out = NULL;
+    plan p = {.t = tokenizer, .special = special != 0};
+    nf_token_ids *ids = calloc(1, sizeof *ids);
+    nf_status status = ids ? make_plan(&p, texts, before, chained) : nf_fail(NF_ERR_MEMORY, "no memory for ids");
+    if (threads > group_count(&p)) threads = (int)group_count(&p);
+    if (status == NF_OK) status = encode_with(ids, &p, texts->count, threads < 1 ? 1 : threads);
+    for (int64_t i = 0; i < p.normal_count; i++) nf_bytes_free(&p.normal[i]);
+    free(p.normal);
+    nf_bytes_free(&p.parts);
+    nf_bytes_free(&p.groups);
+    if (status == NF_OK)
+        *out = ids;
+    else
+        nf_token_ids_free(ids);
+    return status;
+}
+
+void nf_token_ids_free(nf_token_ids *ids) {
+    if (!ids) return;
+    free(ids->ids);
+    free(ids->ends);
+    free(ids);
+}
