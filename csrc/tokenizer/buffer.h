@@ -54,6 +54,10 @@ static inline nf_status nf_words_push(nf_words *w, uint32_t value) {
     return NF_OK;
 }
 
+/* Zeroed memory for a table that is read at random, in large pages where the system has them: with small ones most reads
+   would wait for the address as well. Free with free(). NULL: no memory. */
+void *nf_table_new(int64_t bytes);
+
 static inline void nf_bytes_free(nf_bytes *b) { free(b->at); }
 static inline void nf_words_free(nf_words *w) { free(w->at); }
 

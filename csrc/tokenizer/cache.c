@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cache.h"
 
-#include <stdlib.h>
+#include "buffer.h"
 
 nf_status nf_cache_new_words(nf_cache *cache) {
-    cache->buckets = aligned_alloc(64, sizeof *cache->buckets << NF_CACHE_BITS);
-    cache->longer = calloc((size_t)1 << NF_CACHE_LONG_BITS, sizeof *cache->longer);
+    cache->buckets = nf_table_new((int64_t)sizeof *cache->buckets << NF_CACHE_BITS);
+    cache->longer = nf_table_new((int64_t)sizeof *cache->longer << NF_CACHE_LONG_BITS);
     cache->arena = malloc(NF_CACHE_ARENA);
     cache->epoch = 1;
     cache->used = 0;
     if (!cache->buckets || !cache->longer || !cache->arena) return nf_fail(NF_ERR_MEMORY, "no memory for a cache of words");
-    memset(cache->buckets, 0, sizeof *cache->buckets << NF_CACHE_BITS);
     return NF_OK;
 }
 

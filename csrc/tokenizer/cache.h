@@ -15,9 +15,9 @@ enum {
     NF_CACHE_BYTES = 15, /* of a short word */
     NF_CACHE_IDS = 4,    /* of a short word */
     NF_CACHE_LONG = 256, /* bytes of a longer word, and ids of it */
-    NF_CACHE_BITS = 15,  /* buckets of two short words: 2 MiB */
-    NF_CACHE_LONG_BITS = 15,
-    NF_CACHE_ARENA = 1 << 21
+    NF_CACHE_BITS = 17,  /* buckets of two short words: 8 MiB */
+    NF_CACHE_LONG_BITS = 17,
+    NF_CACHE_ARENA = 1 << 24
 };
 #define NF_CACHE_ID_MASK 0xFFFFFFu /* the count stands above the first id */
 
@@ -45,22 +45,25 @@ static inline uint64_t nf_mix(uint64_t a, uint64_t b) {
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
+/* The lowest `size` bytes of a word of 8; all of them from 8 on, none below 1. Without a branch: sizes do not follow a rule. */
+static inline uint64_t nf_low_bytes(uint64_t word, int64_t size) {
+    int64_t bits = size > 8 ? 0 : size < 0 ? 64 : 64 - 8 * size;
+    return bits == 64 ? 0 : word << bits >> bits;
+}
+
 /* The key of a word of 1 to NF_CACHE_BYTES bytes; `readable` bytes may be read from p on. */
 static inline nf_cached nf_cache_key(const uint8_t *p, int64_t size, int64_t readable) {
     nf_cached key;
-    if (readable >= 16) {
-        memcpy(&key.low, p, 8);
-        memcpy(&key.high, p + 8, 8);
-        if (size < 8) {
-            key.low &= ((uint64_t)1 << 8 * size) - 1;
-            key.high = 0;
-        } else
-            key.high &= ((uint64_t)1 << 8 * (size - 8)) - 1;
-    } else {
+    if (readable < 16) {
         uint8_t bytes[16] = {0};
         memcpy(bytes, p, (size_t)size);
         memcpy(&key.low, bytes, 8);
         memcpy(&key.high, bytes + 8, 8);
+    } else {
+        memcpy(&key.low, p, 8);
+        memcpy(&key.high, p + 8, 8);
+        key.low = nf_low_bytes(key.low, size);
+        key.high = nf_low_bytes(key.high, size - 8);
     }
     key.high |= (uint64_t)size << 56;
     return key;

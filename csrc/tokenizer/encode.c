@@ -3,7 +3,11 @@
    docs/architecture.md for what makes it fast. */
 #include "handle.h"
 
-#define TRUE_BYTES 0x0101010101010101u
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define EACH_BYTE 0x0101010101010101u
 
 /* -------- one word -------- */
 
@@ -63,8 +67,8 @@ static nf_status append_symbol(nf_token_worker *w, const nf_tokenizer *t, uint32
 
 /* Merge a word that is not in the cache. */
 static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
-    if (t->spec.take_whole) {
-        uint32_t whole = nf_pieces_find(&t->pieces, p, size);
+    if (t->spec.model == NF_TOKENS_BYTES) {
+        uint32_t whole = nf_pieces_find(&t->whole, p, size);
         if (whole != NF_NO_ID) return nf_words_push(&w->ids, whole);
     }
     nf_words *symbols = &w->merger.symbols;
@@ -73,7 +77,7 @@ static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uin
         NF_TRY(byte_symbols(symbols, t, p, size));
     else
         NF_TRY(character_symbols(symbols, t, p, size));
-    NF_TRY(nf_merge(&w->merger, &t->pairs));
+    NF_TRY(nf_merge(&w->merger, &t->merges));
     if (t->spec.model == NF_TOKENS_BYTES || t->marked.loose.size == 0) {
         w->after_unknown = 0;
         return append_ids(w, symbols->at, symbols->size);
@@ -96,30 +100,26 @@ static nf_status encode_long(nf_token_worker *w, const nf_tokenizer *t, const ui
     if (ids) return append_ids(w, ids, count);
     int64_t before = w->ids.size;
     NF_TRY(merge_word(w, t, p, size));
-    nf_cache_put_long(&w->cache, hash, p, size, w->ids.at + before, w->ids.size - before);
+    if (size > NF_CACHE_BYTES || w->ids.size - before > NF_CACHE_IDS)
+        nf_cache_put_long(&w->cache, hash, p, size, w->ids.at + before, w->ids.size - before);
     return NF_OK;
 }
 
-static nf_status encode_new(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size, nf_cached *bucket,
-                            const nf_cached *key) {
+/* A short word that is not in its bucket; one of many ids lies with the long words. */
+static nf_status encode_new(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word) {
     int64_t before = w->ids.size;
-    NF_TRY(merge_word(w, t, p, size));
-    if (may_keep(t)) nf_cache_put(bucket, *key, w->ids.at + before, w->ids.size - before);
-    return nf_words_reserve(&w->ids, NF_CACHE_IDS);
+    NF_TRY(encode_long(w, t, word->p, word->size));
+    if (may_keep(t)) nf_cache_put(word->bucket, word->key, w->ids.at + before, w->ids.size - before);
+    return nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS);
 }
 
-/* Append the ids of one word; `readable` bytes may be read from p on. */
-static inline nf_status encode_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size,
-                                    int64_t readable) {
-    if (size > NF_CACHE_BYTES) return encode_long(w, t, p, size);
-    nf_cached key = nf_cache_key(p, size, readable);
-    nf_cached *bucket = nf_cache_bucket(&w->cache, &key);
-    const nf_cached *hit = &bucket[0];
-    if (hit->low != key.low || hit->high != key.high) {
-        hit = &bucket[1];
-        if (hit->low != key.low || hit->high != key.high) return encode_new(w, t, p, size, bucket, &key);
-    }
-    NF_TRY(nf_words_reserve(&w->ids, NF_CACHE_IDS));
+/* Append the ids of a short word. */
+static inline nf_status encode_short(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word) {
+    const nf_cached *key = &word->key, *bucket = word->bucket;
+    uint64_t first = (bucket[0].low ^ key->low) | (bucket[0].high ^ key->high);
+    uint64_t second = (bucket[1].low ^ key->low) | (bucket[1].high ^ key->high);
+    if (first && second) return encode_new(w, t, word);
+    const nf_cached *hit = &bucket[first != 0];
     uint32_t *out = w->ids.at + w->ids.size;
     memcpy(out, hit->ids, sizeof hit->ids);
     w->ids.size += hit->ids[0] >> 24;
@@ -128,42 +128,118 @@ static inline nf_status encode_word(nf_token_worker *w, const nf_tokenizer *t, c
     return NF_OK;
 }
 
-/* -------- bytes: words by rules -------- */
-
-/* Length of the run of ASCII letters at p; eight bytes at a time. */
-static inline int64_t letters(const uint8_t *p, const uint8_t *end) {
-    const uint8_t *start = p;
-    while (end - p >= 8) {
-        uint64_t v;
-        memcpy(&v, p, 8);
-        uint64_t x = (v | TRUE_BYTES * 0x20) & TRUE_BYTES * 0x7F;
-        uint64_t is = (x + TRUE_BYTES * (0x80 - 'a')) & ~(x + TRUE_BYTES * (0x7F - 'z')) & ~v & TRUE_BYTES * 0x80;
-        uint64_t other = is ^ TRUE_BYTES * 0x80;
-        if (other) return p - start + __builtin_ctzll(other) / 8;
-        p += 8;
-    }
-    while (p < end && (unsigned)((*p | 32) - 'a') < 26) p++;
-    return p - start;
+/* Append what waits. */
+static nf_status flush(nf_token_worker *w, const nf_tokenizer *t) {
+    const int count = w->queued;
+    w->queued = 0;
+    NF_TRY(nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS));
+    for (int i = 0; i < count; i++) NF_TRY(encode_short(w, t, &w->queue[i]));
+    return NF_OK;
 }
 
-/* As nf_word_end, with the common word first: a space, perhaps, and ASCII letters. */
+/* Let a short word wait in the queue; `p` stays readable until it is its turn. */
+static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size, nf_cached key) {
+    nf_waiting *word = &w->queue[w->queued];
+    word->p = p;
+    word->size = size;
+    word->key.low = key.low;
+    word->key.high = key.high;
+    word->bucket = nf_cache_bucket(&w->cache, &key);
+    __builtin_prefetch(word->bucket);
+    return ++w->queued == NF_WAITING ? flush(w, t) : NF_OK;
+}
+
+/* Append the ids of one word, later if it is short; `readable` bytes may be read from p on. */
+static inline nf_status encode_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size,
+                                    int64_t readable) {
+    if (size <= NF_CACHE_BYTES) return queue_word(w, t, p, size, nf_cache_key(p, size, readable));
+    NF_TRY(flush(w, t));
+    return encode_long(w, t, p, size);
+}
+
+/* -------- bytes: words by rules -------- */
+
+/* The highest bit of each byte that is an ASCII letter. */
+static inline uint64_t ascii_letters(uint64_t v) {
+    uint64_t x = (v | EACH_BYTE * 0x20) & EACH_BYTE * 0x7F;
+    return (x + EACH_BYTE * (0x80 - 'a')) & ~(x + EACH_BYTE * (0x7F - 'z')) & ~v & EACH_BYTE * 0x80;
+}
+
+static inline int is_letter(uint8_t c) { return (unsigned)((c | 32) - 'a') < 26; }
+
+/* Bit i: byte i of the 16 at p is an ASCII letter. */
+static inline unsigned letter_bits(const uint8_t *p) {
+#ifdef __SSE2__
+    __m128i v = _mm_or_si128(_mm_loadu_si128((const __m128i *)(const void *)p), _mm_set1_epi8(0x20));
+    v = _mm_sub_epi8(v, _mm_set1_epi8('a'));
+    return (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(25)), v));
+#else
+    unsigned bits = 0;
+    for (int half = 0; half < 2; half++) {
+        uint64_t v;
+        memcpy(&v, p + 8 * half, 8);
+        /* the high bits of `are`, gathered in the highest byte by a product */
+        uint64_t are = ascii_letters(v) >> 7;
+        bits |= (unsigned)(are * 0x0102040810204080u >> 56) << 8 * half;
+    }
+    return bits;
+#endif
+}
+
+enum { SIGN = 1, DIGIT = 2, BREAK = 4 };
+
+/* ASCII characters by what the rules do with them: signs but ' and space, digits, line breaks. */
+static inline unsigned ascii_class(uint8_t c) {
+    if (c == '\n') return BREAK;
+    if (c <= ' ' || c >= 0x7F || c == '\'') return 0;
+    return is_letter(c) ? 0 : (unsigned)(c - '0') < 10 ? DIGIT : SIGN;
+}
+
+/* As nf_word_end where the word and what follows are ASCII and of the simplest kinds; at least 2 bytes can be read. */
 static inline const uint8_t *word_end(nf_rule rule, const uint8_t *p, const uint8_t *end) {
-    if (rule == NF_RULE_GPT2 || rule == NF_RULE_LLAMA3 || rule == NF_RULE_QWEN2) {
-        const uint8_t *q = p + (*p == ' ');
-        int64_t run = letters(q, end);
-        if (run > 0 && (q + run == end || q[run] < 0x80)) return q + run;
+    unsigned class = ascii_class(p[0]), next = p[1];
+    if (class == SIGN && next == ' ') return p + 1;
+    if (rule != NF_RULE_GPT2 && class == BREAK && next > ' ' && next < 0x80) return p + 1;
+    if (rule == NF_RULE_QWEN2 && class == DIGIT) return p + 1;
+    if (rule == NF_RULE_LLAMA3 && class == DIGIT && end - p >= 4) {
+        if (ascii_class(p[1]) != DIGIT) return next < 0x80 ? p + 1 : nf_word_end(rule, p, end);
+        if (ascii_class(p[2]) != DIGIT) return p[2] < 0x80 ? p + 2 : nf_word_end(rule, p, end);
+        return p + 3;
     }
     return nf_word_end(rule, p, end);
 }
 
+/* The common word, a space perhaps and ASCII letters, is found and read with one load of 16 bytes. */
 static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p,
                                         const uint8_t *end) {
+    while (end - p > 16) {
+        const unsigned lead = *p == ' ';
+        const unsigned rest = ~(letter_bits(p) >> lead); /* never 0: beyond the 16 bytes nothing counts as a letter */
+        const unsigned size = lead + (unsigned)__builtin_ctz(rest);
+        const uint8_t *stop = p + size;
+        if (size > lead && size <= NF_CACHE_BYTES && *stop < 0x80) {
+            NF_TRY(queue_word(w, t, p, size, nf_cache_key(p, size, 16)));
+        } else {
+            stop = size > NF_CACHE_BYTES ? nf_word_end(rule, p, end) : word_end(rule, p, end);
+            NF_TRY(encode_word(w, t, p, stop - p, end - p));
+        }
+        p = stop;
+    }
     while (p < end) {
-        const uint8_t *stop = word_end(rule, p, end);
+        const uint8_t *stop = nf_word_end(rule, p, end);
         NF_TRY(encode_word(w, t, p, stop - p, end - p));
         p = stop;
     }
-    return NF_OK;
+    return flush(w, t);
+}
+
+static nf_status encode_words_slowly(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
+    while (p < end) {
+        const uint8_t *stop = nf_word_end(t->rule, p, end);
+        NF_TRY(encode_word(w, t, p, stop - p, end - p));
+        p = stop;
+    }
+    return flush(w, t);
 }
 
 static nf_status encode_words(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
@@ -175,7 +251,7 @@ static nf_status encode_words(nf_token_worker *w, const nf_tokenizer *t, const u
     case NF_RULE_QWEN2:
         return encode_words_by(w, t, NF_RULE_QWEN2, p, end);
     default:
-        return encode_words_by(w, t, t->rule, p, end);
+        return encode_words_slowly(w, t, p, end);
     }
 }
 
@@ -242,15 +318,15 @@ static nf_status encode_marked(nf_token_worker *w, const nf_tokenizer *t, const 
     while (p < end) {
         uint32_t symbol, code;
         const uint8_t *next = marked_word(t, p, end, &symbol, &code);
-        if (symbol == NF_NO_ID)
-            NF_TRY(append_unknown(w, t, code));
-        else if (next - p == (code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4))
-            NF_TRY(append_symbol(w, t, symbol));
-        else
+        if (symbol != NF_NO_ID && next - p > (code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4)) {
             NF_TRY(encode_word(w, t, p, next - p, end - p));
+        } else {
+            if (w->queued) NF_TRY(flush(w, t));
+            NF_TRY(symbol == NF_NO_ID ? append_unknown(w, t, code) : append_symbol(w, t, symbol));
+        }
         p = next;
     }
-    return NF_OK;
+    return flush(w, t);
 }
 
 /* The same with user-defined pieces, which nothing merges with. */
@@ -330,7 +406,7 @@ nf_status nf_encode_stretch(nf_token_worker *w, const nf_tokenizer *t, const uin
 const uint8_t *nf_encode_cut(const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
     if (!t->may_cut) return NULL;
     for (p++; end - p >= 2 && (p = memchr(p, ' ', (size_t)(end - p - 1))); p++) {
-        if (!letters(p - 1, p) || !letters(p + 1, p + 2)) continue;
+        if (!is_letter(p[-1]) || !is_letter(p[1])) continue;
         if (t->spec.model == NF_TOKENS_BYTES || !t->marked.ascii_joins[p[-1] << 7 | ' ']) return p;
     }
     return NULL;

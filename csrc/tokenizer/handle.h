@@ -15,6 +15,16 @@
 #include "unigram.h"
 #include "words.h"
 
+/* A short word whose bucket is on its way from memory. */
+typedef struct nf_waiting {
+    const uint8_t *p;
+    int64_t size;
+    nf_cached key;
+    nf_cached *bucket;
+} nf_waiting;
+
+enum { NF_WAITING = 16 };
+
 typedef struct nf_token_worker {
     struct nf_token_worker *next; /* idle ones */
     nf_cache cache;
@@ -24,6 +34,8 @@ typedef struct nf_token_worker {
     nf_words cut;      /* pieces of a unigram cut */
     nf_bytes normal;   /* a block in its normal form */
     nf_bytes prefixed; /* a word or block with a space in front */
+    nf_waiting queue[NF_WAITING];
+    int queued;
     int after_unknown; /* the last id is the unknown one, and another would melt into it */
     nf_status status;
     char message[256];
@@ -31,8 +43,8 @@ typedef struct nf_token_worker {
 
 struct nf_tokenizer {
     nf_token_spec spec;
-    nf_pieces pieces; /* by text, for take_whole */
-    nf_pairs pairs;   /* merges */
+    nf_pieces whole; /* words that are one piece, by text; for NF_TOKENS_BYTES */
+    nf_merges merges;
     nf_marked marked;
     nf_unigram unigram;
     nf_matcher kept;        /* user-defined pieces */
@@ -43,6 +55,16 @@ struct nf_tokenizer {
     pthread_mutex_t lock;
     nf_token_worker *idle;
 };
+
+/* Text number i and its size. */
+static inline const uint8_t *nf_text_at(const nf_texts *texts, int64_t i, int64_t *size) {
+    int64_t begin = i ? texts->ends[i - 1] : 0;
+    *size = texts->ends[i] - begin;
+    return texts->at + begin;
+}
+
+/* Fill t->merges and t->whole from the spec; t->marked is there already. */
+nf_status nf_build_merges(nf_tokenizer *t);
 
 /* Append the ids of a stretch of text without added tokens to worker->ids; `prefix`: a space may be put in front. */
 nf_status nf_encode_stretch(nf_token_worker *worker, const nf_tokenizer *t, const uint8_t *text, int64_t size, int prefix);

@@ -23,17 +23,16 @@ void nf_merger_free(nf_merger *merger) {
     nf_words_free(&merger->kept);
 }
 
-static inline uint32_t rank_of(const nf_pairs *pairs, uint32_t left, uint32_t right, uint32_t *made) {
-    const nf_pair *pair = nf_pairs_find(pairs, left, right);
-    if (!pair) return NONE;
-    *made = pair->id;
-    return pair->rank;
+static inline uint32_t rank_of(const nf_merges *merges, uint32_t left, uint32_t right, uint32_t *made) {
+    *made = nf_merges_find(merges, left, right);
+    return *made == NF_NO_ID ? NONE : merges->ranks[*made];
 }
 
-/* Merge `ids` (n <= SHORT) and the places `starts` along with them; returns how many are left. */
-static int64_t merge_short(uint32_t *ids, uint32_t *starts, int64_t n, const nf_pairs *pairs) {
+/* Merge `ids` (n <= SHORT) and the places `starts` along with them, if not NULL; returns how many are left. */
+static inline int64_t merge_short(uint32_t *ids, uint32_t *starts, int64_t n, const nf_merges *merges) {
     uint32_t rank[SHORT], made[SHORT];
-    for (int64_t i = 0; i + 1 < n; i++) rank[i] = rank_of(pairs, ids[i], ids[i + 1], &made[i]);
+    for (int64_t i = 0; i + 1 < n; i++) nf_merges_prefetch(merges, ids[i], ids[i + 1]);
+    for (int64_t i = 0; i + 1 < n; i++) rank[i] = rank_of(merges, ids[i], ids[i + 1], &made[i]);
     for (;;) {
         uint32_t best = NONE;
         for (int64_t i = 0; i + 1 < n; i++) best = rank[i] < best ? rank[i] : best;
@@ -44,12 +43,12 @@ static int64_t merge_short(uint32_t *ids, uint32_t *starts, int64_t n, const nf_
         n--;
         for (int64_t i = at + 1; i < n; i++) {
             ids[i] = ids[i + 1];
-            starts[i] = starts[i + 1];
+            if (starts) starts[i] = starts[i + 1];
             rank[i - 1] = rank[i];
             made[i - 1] = made[i];
         }
-        if (at > 0) rank[at - 1] = rank_of(pairs, ids[at - 1], ids[at], &made[at - 1]);
-        if (at + 1 < n) rank[at] = rank_of(pairs, ids[at], ids[at + 1], &made[at]);
+        if (at > 0) rank[at - 1] = rank_of(merges, ids[at - 1], ids[at], &made[at - 1]);
+        if (at + 1 < n) rank[at] = rank_of(merges, ids[at], ids[at + 1], &made[at]);
     }
 }
 
@@ -86,26 +85,26 @@ typedef struct chain {
 } chain;
 
 /* Look up the pair that begins at place i again. */
-static void look(chain *c, uint32_t i, const nf_pairs *pairs) {
+static void look(chain *c, uint32_t i, const nf_merges *merges) {
     uint32_t right = c->next[i];
-    c->rank[i] = right < c->n ? rank_of(pairs, c->ids[i], c->ids[right], &c->made[i]) : NONE;
+    c->rank[i] = right < c->n ? rank_of(merges, c->ids[i], c->ids[right], &c->made[i]) : NONE;
 }
 
-static void join(chain *c, uint32_t i, const nf_pairs *pairs) {
+static void join(chain *c, uint32_t i, const nf_merges *merges) {
     uint32_t gone = c->next[i], left = c->before[i];
     c->ids[i] = c->made[i];
     c->next[i] = c->next[gone];
     if (c->next[gone] < c->n) c->before[c->next[gone]] = i;
     c->rank[gone] = NONE;
-    look(c, i, pairs);
+    look(c, i, merges);
     if (c->rank[i] != NONE) push(c->heap, &c->entries, (uint64_t)c->rank[i] << 32 | i);
     if (left == NONE) return;
-    look(c, left, pairs);
+    look(c, left, merges);
     if (c->rank[left] != NONE) push(c->heap, &c->entries, (uint64_t)c->rank[left] << 32 | left);
 }
 
 /* As merge_short, for any n; `scratch` has room for 10 n words. */
-static int64_t merge_heap(uint32_t *ids, uint32_t *starts, int64_t n, const nf_pairs *pairs, uint32_t *scratch) {
+static int64_t merge_heap(uint32_t *ids, uint32_t *starts, int64_t n, const nf_merges *merges, uint32_t *scratch) {
     uint32_t *rest = scratch + 6 * n; /* the heap holds at most one entry per place and two per join: 3 n of 64 bits */
     chain c = {ids, rest, rest + n, rest + 2 * n, rest + 3 * n, (uint64_t *)(void *)scratch, 0, (uint32_t)n};
     for (uint32_t i = 0; i < c.n; i++) {
@@ -113,14 +112,14 @@ static int64_t merge_heap(uint32_t *ids, uint32_t *starts, int64_t n, const nf_p
         c.before[i] = i - 1; /* NONE for the first */
     }
     for (uint32_t i = 0; i < c.n; i++) {
-        look(&c, i, pairs);
+        look(&c, i, merges);
         if (c.rank[i] != NONE) c.heap[c.entries++] = (uint64_t)c.rank[i] << 32 | i;
     }
     for (int64_t i = c.entries / 2; i-- > 0;) sift_down(c.heap, c.entries, i);
     while (c.entries > 0) {
         uint64_t top = pop(c.heap, &c.entries);
         uint32_t i = (uint32_t)top;
-        if (c.rank[i] == top >> 32) join(&c, i, pairs);
+        if (c.rank[i] == top >> 32) join(&c, i, merges);
     }
     int64_t left = 0;
     for (uint32_t i = 0; i < c.n; i = c.next[i]) {
@@ -131,7 +130,7 @@ static int64_t merge_heap(uint32_t *ids, uint32_t *starts, int64_t n, const nf_p
 }
 
 /* Merge `n` symbols that begin at place `first` of the word, into merger->scratch. Out: ids, starts and their number. */
-static nf_status merge_part(nf_merger *merger, const nf_pairs *pairs, const uint32_t *symbols, int64_t first, int64_t n,
+static nf_status merge_part(nf_merger *merger, const nf_merges *merges, const uint32_t *symbols, int64_t first, int64_t n,
                             uint32_t **ids, uint32_t **starts, int64_t *count) {
     merger->scratch.size = 0;
     NF_TRY(nf_words_reserve(&merger->scratch, 12 * n));
@@ -140,26 +139,26 @@ static nf_status merge_part(nf_merger *merger, const nf_pairs *pairs, const uint
     *starts = scratch + 11 * n;
     memcpy(*ids, symbols + first, (size_t)n * sizeof **ids);
     for (int64_t i = 0; i < n; i++) (*starts)[i] = (uint32_t)(first + i);
-    *count = n <= SHORT ? merge_short(*ids, *starts, n, pairs) : merge_heap(*ids, *starts, n, pairs, scratch);
+    *count = n <= SHORT ? merge_short(*ids, *starts, n, merges) : merge_heap(*ids, *starts, n, merges, scratch);
     return NF_OK;
 }
 
 /* Whether merging the symbols from `a` up to `end` gives two symbols, the second from `b` on. */
-static nf_status seam_holds(nf_merger *merger, const nf_pairs *pairs, const uint32_t *symbols, int64_t a, int64_t b,
+static nf_status seam_holds(nf_merger *merger, const nf_merges *merges, const uint32_t *symbols, int64_t a, int64_t b,
                             int64_t end, int *holds) {
     uint32_t *ids, *starts;
     int64_t count;
-    NF_TRY(merge_part(merger, pairs, symbols, a, end - a, &ids, &starts, &count));
+    NF_TRY(merge_part(merger, merges, symbols, a, end - a, &ids, &starts, &count));
     *holds = count == 2 && starts[1] == b;
     return NF_OK;
 }
 
 /* Append what the window of `part` symbols at `at` merges to. */
-static nf_status append_window(nf_merger *merger, const nf_pairs *pairs, int64_t at, int64_t part) {
+static nf_status append_window(nf_merger *merger, const nf_merges *merges, int64_t at, int64_t part) {
     uint32_t *ids, *starts;
     int64_t count;
     nf_words *kept = &merger->kept, *places = &merger->starts;
-    NF_TRY(merge_part(merger, pairs, merger->symbols.at, at, part, &ids, &starts, &count));
+    NF_TRY(merge_part(merger, merges, merger->symbols.at, at, part, &ids, &starts, &count));
     NF_TRY(nf_words_reserve(kept, count));
     NF_TRY(nf_words_reserve(places, count));
     memcpy(kept->at + kept->size, ids, (size_t)count * sizeof *ids);
@@ -169,7 +168,7 @@ static nf_status append_window(nf_merger *merger, const nf_pairs *pairs, int64_t
 }
 
 /* The result goes to merger->kept. When a seam does not hold, the next try begins further back with a larger window. */
-static nf_status merge_windows(nf_merger *merger, const nf_pairs *pairs) {
+static nf_status merge_windows(nf_merger *merger, const nf_merges *merges) {
     const int64_t n = merger->symbols.size;
     nf_words *kept = &merger->kept, *places = &merger->starts;
     int64_t at = 0, window = WINDOW, back = DROPPED;
@@ -177,10 +176,10 @@ static nf_status merge_windows(nf_merger *merger, const nf_pairs *pairs) {
     for (;;) {
         const int64_t seam = kept->size, part = n - at < window ? n - at : window;
         int holds = 1;
-        NF_TRY(append_window(merger, pairs, at, part));
+        NF_TRY(append_window(merger, merges, at, part));
         if (seam > 0) {
             int64_t end = seam + 1 < places->size ? places->at[seam + 1] : at + part;
-            NF_TRY(seam_holds(merger, pairs, merger->symbols.at, places->at[seam - 1], at, end, &holds));
+            NF_TRY(seam_holds(merger, merges, merger->symbols.at, places->at[seam - 1], at, end, &holds));
         }
         if (holds && at + part == n) return NF_OK;
         int64_t keep = holds ? kept->size - DROPPED : seam - back;
@@ -193,22 +192,21 @@ static nf_status merge_windows(nf_merger *merger, const nf_pairs *pairs) {
     }
 }
 
-nf_status nf_merge(nf_merger *merger, const nf_pairs *pairs) {
+nf_status nf_merge(nf_merger *merger, const nf_merges *merges) {
     nf_words *symbols = &merger->symbols;
     if (symbols->size < 2) return NF_OK;
     if (symbols->size <= SHORT) {
-        uint32_t starts[SHORT] = {0};
-        symbols->size = merge_short(symbols->at, starts, symbols->size, pairs);
+        symbols->size = merge_short(symbols->at, NULL, symbols->size, merges);
         return NF_OK;
     }
     if (symbols->size >= NONE) return nf_fail(NF_ERR_ARGUMENT, "a word of %lld symbols", (long long)symbols->size);
     if (symbols->size <= WINDOW) {
         uint32_t *ids, *starts;
-        NF_TRY(merge_part(merger, pairs, symbols->at, 0, symbols->size, &ids, &starts, &symbols->size));
+        NF_TRY(merge_part(merger, merges, symbols->at, 0, symbols->size, &ids, &starts, &symbols->size));
         memcpy(symbols->at, ids, (size_t)symbols->size * sizeof *ids);
         return NF_OK;
     }
-    NF_TRY(merge_windows(merger, pairs));
+    NF_TRY(merge_windows(merger, merges));
     memcpy(symbols->at, merger->kept.at, (size_t)merger->kept.size * sizeof *symbols->at);
     symbols->size = merger->kept.size;
     return NF_OK;

@@ -15,6 +15,6 @@ typedef struct nf_merger {
 void nf_merger_free(nf_merger *merger);
 
 /* Merge merger->symbols until no pair is known. Time is linear in the length, as a long word goes through in windows. */
-nf_status nf_merge(nf_merger *merger, const nf_pairs *pairs);
+nf_status nf_merge(nf_merger *merger, const nf_merges *merges);
 
 #endif

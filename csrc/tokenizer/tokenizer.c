@@ -7,13 +7,7 @@
 #include "../core/pool.h"
 #include "handle.h"
 
-enum { MAX_ID = 1 << 24, BLOCK = 1 << 18, KEEP_IDS = 1 << 18 };
-
-static const uint8_t *item(const nf_texts *texts, int64_t i, int64_t *size) {
-    int64_t begin = i ? texts->ends[i - 1] : 0;
-    *size = texts->ends[i] - begin;
-    return texts->at + begin;
-}
+enum { MAX_ID = 1 << NF_SYMBOL_BITS, MAX_ADDED = 1 << 24, BLOCK = 1 << 18, KEEP_IDS = 1 << 18 };
 
 /* -------- making a handle -------- */
 
@@ -27,7 +21,7 @@ static nf_status check_ids(const nf_token_spec *s) {
         if (s->merges[i] < 0 || s->merges[i] >= s->pieces.count)
             return nf_fail(NF_ERR_ARGUMENT, "merge %lld has the id %d", (long long)(i / 3), s->merges[i]);
     for (int64_t i = 0; i < s->added.count; i++)
-        if (s->added_ids[i] < 0 || s->added_ids[i] >= MAX_ID)
+        if (s->added_ids[i] < 0 || s->added_ids[i] >= MAX_ADDED)
             return nf_fail(NF_ERR_ARGUMENT, "added token %lld has the id %d", (long long)i, s->added_ids[i]);
     return NF_OK;
 }
@@ -44,65 +38,6 @@ static nf_status check_spec(const nf_token_spec *s) {
     return NF_OK;
 }
 
-static nf_status make_pieces(nf_tokenizer *t) {
-    const nf_texts *pieces = &t->spec.pieces;
-    if (!t->spec.ranks && !t->spec.take_whole) return NF_OK;
-    NF_TRY(nf_pieces_new(&t->pieces, pieces->count));
-    for (int64_t i = 0; i < pieces->count; i++) {
-        int64_t size;
-        const uint8_t *text = item(pieces, i, &size);
-        if (t->spec.used[i] && size > 0) nf_pieces_add(&t->pieces, text, size, (uint32_t)i);
-    }
-    return NF_OK;
-}
-
-/* The symbol that a part of a piece is, if it is one. */
-static uint32_t symbol_of(const nf_tokenizer *t, const uint8_t *text, int64_t size) {
-    uint32_t code;
-    if (t->spec.model == NF_TOKENS_BYTES && size == 1) return (uint32_t)t->spec.byte_ids[*text];
-    if (t->spec.model == NF_TOKENS_MARKED && nf_utf8_read(text, text + size, &code) == size)
-        return nf_marked_symbol(&t->marked, code);
-    return nf_pieces_find(&t->pieces, text, size);
-}
-
-/* Every way to make piece i of two symbols. */
-static nf_status add_splits(nf_bytes *out, const nf_tokenizer *t, int64_t i) {
-    int64_t size;
-    const uint8_t *text = item(&t->spec.pieces, i, &size);
-    for (int64_t k = 1; k < size; k++) {
-        if (t->spec.model == NF_TOKENS_MARKED && (text[k] & 0xC0) == 0x80) continue;
-        nf_pair pair = {symbol_of(t, text, k), symbol_of(t, text + k, size - k), (uint32_t)t->spec.ranks[i], (uint32_t)i};
-        if (pair.left != NF_NO_ID && pair.right != NF_NO_ID) NF_TRY(nf_bytes_append(out, &pair, sizeof pair));
-    }
-    return NF_OK;
-}
-
-static nf_status collect_pairs(nf_bytes *out, const nf_tokenizer *t) {
-    const nf_token_spec *s = &t->spec;
-    for (int64_t i = 0; s->ranks && i < s->pieces.count; i++)
-        if (s->used[i] && s->ranks[i] >= 0) NF_TRY(add_splits(out, t, i));
-    for (int64_t i = 0; !s->ranks && i < s->merge_count; i++) {
-        const int32_t *m = s->merges + 3 * i;
-        nf_pair pair = {(uint32_t)m[0], (uint32_t)m[1], (uint32_t)i, (uint32_t)m[2]};
-        NF_TRY(nf_bytes_append(out, &pair, sizeof pair));
-    }
-    return NF_OK;
-}
-
-static nf_status make_pairs(nf_tokenizer *t) {
-    nf_bytes found = {0};
-    nf_status status = collect_pairs(&found, t);
-    int64_t count = found.size / (int64_t)sizeof(nf_pair);
-    if (status == NF_OK) status = nf_pairs_new(&t->pairs, count);
-    for (int64_t i = 0; status == NF_OK && i < count; i++) {
-        nf_pair pair;
-        memcpy(&pair, found.at + i * (int64_t)sizeof pair, sizeof pair);
-        nf_pairs_add(&t->pairs, pair);
-    }
-    nf_bytes_free(&found);
-    return status;
-}
-
 static nf_status make_unigram(nf_tokenizer *t) {
     const nf_token_spec *s = &t->spec;
     int64_t size, seen = 0, bytes = s->pieces.count ? s->pieces.ends[s->pieces.count - 1] : 0;
@@ -112,7 +47,7 @@ static nf_status make_unigram(nf_tokenizer *t) {
     m->unknown = (uint32_t)s->unknown;
     NF_TRY(nf_trie_new(&m->trie, bytes));
     for (int64_t i = 0; i < s->pieces.count; i++) {
-        const uint8_t *text = item(&s->pieces, i, &size);
+        const uint8_t *text = nf_text_at(&s->pieces, i, &size);
         if (!s->used[i] || size == 0) continue;
         nf_trie_add(&m->trie, text, size, (uint32_t)i);
         if (s->kept[i]) continue;
@@ -126,10 +61,10 @@ static nf_status make_unigram(nf_tokenizer *t) {
 static nf_status make_kept(nf_tokenizer *t) {
     int64_t size, bytes = 0;
     for (int64_t i = 0; t->spec.kept && i < t->spec.pieces.count; i++)
-        if (t->spec.kept[i]) item(&t->spec.pieces, i, &size), bytes += size;
+        if (t->spec.kept[i]) nf_text_at(&t->spec.pieces, i, &size), bytes += size;
     NF_TRY(nf_matcher_new(&t->kept, bytes));
     for (int64_t i = 0; t->spec.kept && i < t->spec.pieces.count; i++) {
-        const uint8_t *text = item(&t->spec.pieces, i, &size);
+        const uint8_t *text = nf_text_at(&t->spec.pieces, i, &size);
         if (t->spec.kept[i] && size > 0) nf_matcher_add(&t->kept, text, size, (uint32_t)i);
     }
     const nf_token_spec *s = &t->spec;
@@ -145,7 +80,7 @@ static nf_status make_found(nf_tokenizer *t) {
             nf_matcher *matcher = &t->found[special][normalized];
             NF_TRY(nf_matcher_new(matcher, bytes));
             for (int64_t i = 0; i < added->count; i++) {
-                const uint8_t *text = item(added, i, &size);
+                const uint8_t *text = nf_text_at(added, i, &size);
                 int32_t flags = t->spec.added_flags[i];
                 if (size == 0 || (flags & NF_TOKEN_SPECIAL && !special) || !(flags & NF_TOKEN_NORMALIZED) != !normalized)
                     continue;
@@ -165,9 +100,8 @@ static int may_cut(const nf_token_spec *s) {
 
 static nf_status make(nf_tokenizer *t) {
     const nf_token_spec *s = &t->spec;
-    NF_TRY(make_pieces(t));
     if (s->model == NF_TOKENS_MARKED) NF_TRY(nf_marked_new(&t->marked, &s->pieces, s->used, !s->spm || s->escape, s->split));
-    NF_TRY(s->model == NF_TOKENS_UNIGRAM ? make_unigram(t) : make_pairs(t));
+    NF_TRY(s->model == NF_TOKENS_UNIGRAM ? make_unigram(t) : nf_build_merges(t));
     NF_TRY(make_kept(t));
     NF_TRY(make_found(t));
     t->rule = s->rule_count ? (nf_rule)s->rules[s->rule_count - 1] : NF_RULE_WHOLE;
@@ -207,8 +141,8 @@ void nf_tokenizer_free(nf_tokenizer *t) {
         next = w->next;
         free_worker(w);
     }
-    nf_pieces_free(&t->pieces);
-    nf_pairs_free(&t->pairs);
+    nf_pieces_free(&t->whole);
+    nf_merges_free(&t->merges);
     nf_marked_free(&t->marked);
     nf_trie_free(&t->unigram.trie);
     nf_matcher_free(&t->kept);
@@ -254,6 +188,7 @@ typedef struct part {
 typedef struct group {
     int64_t first, bytes; /* its first part */
     int64_t at, count;    /* where its ids begin in the worker's, and how many they are */
+    int64_t place;        /* where they begin in the result */
     int32_t worker;
 } group;
 
@@ -265,6 +200,7 @@ typedef struct plan {
     nf_token_before before;
     int special;
     nf_token_worker **workers;
+    int32_t *joined; /* the result, where several workers made it */
 } plan;
 
 static part *parts_of(const plan *p) { return (part *)(void *)p->parts.at; }
@@ -275,7 +211,7 @@ static int64_t group_count(const plan *p) { return p->groups.size / (int64_t)siz
 static nf_status add_part(plan *p, part new) {
     int64_t n = group_count(p);
     if (n == 0 || groups_of(p)[n - 1].bytes >= BLOCK / 2) {
-        group next = {part_count(p), 0, 0, 0, 0};
+        group next = {.first = part_count(p)};
         NF_TRY(nf_bytes_append(&p->groups, &next, sizeof next));
         n++;
     }
@@ -355,13 +291,12 @@ static nf_status add_normal(plan *p, const uint8_t *text, int64_t size) {
     return add_found(p, matcher, text, size, add_text);
 }
 
-static nf_status make_plan(plan *p, const nf_texts *texts, nf_token_before before, int chained) {
+static nf_status make_plan(plan *p, const uint8_t *const *texts, const int64_t *sizes, int64_t count, nf_token_before before,
+                           int chained) {
     p->before = before;
-    for (int64_t i = 0; i < texts->count; i++) {
-        int64_t size;
-        const uint8_t *text = item(texts, i, &size);
+    for (int64_t i = 0; i < count; i++) {
         if (!chained) p->before = before;
-        NF_TRY(add_found(p, &p->t->found[p->special][0], text, size, add_normal));
+        NF_TRY(add_found(p, &p->t->found[p->special][0], texts[i], sizes[i], add_normal));
         NF_TRY(add_part(p, (part){NULL, -1, 0, 0, 1}));
     }
     return NF_OK;
@@ -395,9 +330,19 @@ static void run_group(void *context, int64_t index, int worker) {
     if (w->status != NF_OK) snprintf(w->message, sizeof w->message, "%s", nf_last_error());
 }
 
-static nf_status gather(nf_token_ids *out, const plan *p, int64_t texts, int threads) {
+static void copy_group(void *context, int64_t index, int worker) {
+    const plan *p = context;
+    const group *g = &groups_of(p)[index];
+    (void)worker;
+    memcpy(p->joined + g->place, p->workers[g->worker]->ids.at + g->at, (size_t)g->count * sizeof *p->joined);
+}
+
+static nf_status gather(nf_token_ids *out, plan *p, int64_t texts, nf_pool *pool) {
     int64_t total = 0;
-    for (int64_t i = 0; i < group_count(p); i++) total += groups_of(p)[i].count;
+    for (int64_t i = 0; i < group_count(p); i++) {
+        groups_of(p)[i].place = total;
+        total += groups_of(p)[i].count;
+    }
     out->count = total;
     out->ends = malloc((size_t)(texts ? texts : 1) * sizeof *out->ends);
     if (!out->ends) return nf_fail(NF_ERR_MEMORY, "no memory for %lld texts", (long long)texts);
@@ -406,29 +351,28 @@ static nf_status gather(nf_token_ids *out, const plan *p, int64_t texts, int thr
         if (parts_of(p)[i].ends_text) out->ends[text++] = at;
     }
     nf_words *first = &p->workers[0]->ids;
-    if (threads == 1) { /* in order already: the buffer itself is handed over */
+    if (nf_pool_threads(pool) == 1) { /* in order already: the buffer itself is handed over */
         out->ids = (int32_t *)(void *)first->at;
         *first = (nf_words){0};
         return NF_OK;
     }
-    out->ids = malloc((size_t)(total ? total : 1) * sizeof *out->ids);
-    if (!out->ids) return nf_fail(NF_ERR_MEMORY, "no memory for %lld ids", (long long)total);
-    for (int64_t i = 0, at = 0; i < group_count(p); i++) {
-        const group *g = &groups_of(p)[i];
-        memcpy(out->ids + at, p->workers[g->worker]->ids.at + g->at, (size_t)g->count * sizeof *out->ids);
-        at += g->count;
-    }
+    p->joined = malloc((size_t)(total ? total : 1) * sizeof *p->joined);
+    if (!p->joined) return nf_fail(NF_ERR_MEMORY, "no memory for %lld ids", (long long)total);
+    out->ids = p->joined;
+    nf_pool_run(pool, group_count(p), copy_group, p);
     return NF_OK;
 }
 
-static nf_status run_plan(plan *p, int threads) {
+static nf_status run_plan(nf_token_ids *out, plan *p, int64_t texts, int threads) {
     nf_pool *pool = NULL;
     NF_TRY(nf_pool_new(&pool, threads));
     nf_pool_run(pool, group_count(p), run_group, p);
+    nf_status status = NF_OK;
+    for (int i = 0; i < threads && status == NF_OK; i++)
+        if (p->workers[i]->status != NF_OK) status = nf_fail(p->workers[i]->status, "%s", p->workers[i]->message);
+    if (status == NF_OK) status = gather(out, p, texts, pool);
     nf_pool_free(pool);
-    for (int i = 0; i < threads; i++)
-        if (p->workers[i]->status != NF_OK) return nf_fail(p->workers[i]->status, "%s", p->workers[i]->message);
-    return NF_OK;
+    return status;
 }
 
 static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int threads) {
@@ -442,24 +386,23 @@ static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int thre
             status = NF_ERR_MEMORY;
             break;
         }
-        w->ids.size = 0;
+        w->ids.size = w->queued = 0;
         w->status = NF_OK;
     }
-    if (status == NF_OK) status = run_plan(p, threads);
-    if (status == NF_OK) status = gather(out, p, texts, threads);
+    if (status == NF_OK) status = run_plan(out, p, texts, threads);
     for (int i = 0; i < taken; i++) give_back(p->t, p->workers[i]);
     free(p->workers);
     return status;
 }
 
-nf_status nf_tokenizer_encode(nf_token_ids **out, nf_tokenizer *tokenizer, const nf_texts *texts, nf_token_before before,
-                              int chained, int special, int threads) {
+nf_status nf_tokenizer_encode(nf_token_ids **out, nf_tokenizer *tokenizer, const uint8_t *const *texts, const int64_t *sizes,
+                              int64_t count, nf_token_before before, int chained, int special, int threads) {
     *out = NULL;
     plan p = {.t = tokenizer, .special = special != 0};
     nf_token_ids *ids = calloc(1, sizeof *ids);
-    nf_status status = ids ? make_plan(&p, texts, before, chained) : nf_fail(NF_ERR_MEMORY, "no memory for ids");
+    nf_status status = ids ? make_plan(&p, texts, sizes, count, before, chained) : nf_fail(NF_ERR_MEMORY, "no memory for ids");
     if (threads > group_count(&p)) threads = (int)group_count(&p);
-    if (status == NF_OK) status = encode_with(ids, &p, texts->count, threads < 1 ? 1 : threads);
+    if (status == NF_OK) status = encode_with(ids, &p, count, threads < 1 ? 1 : threads);
     for (int64_t i = 0; i < p.normal_count; i++) nf_bytes_free(&p.normal[i]);
     free(p.normal);
     nf_bytes_free(&p.parts);

@@ -317,13 +317,11 @@ class Coder:
         self, texts: Sequence[bytes], *, before: str, chained: bool, special: bool, threads: int
     ) -> tuple[I32, npt.NDArray[np.int64]]:
         """(ids of all texts, where those of each end); see nf_tokenizer_encode."""
-        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        joined = ffi.from_buffer("uint8_t[]", texts[0] if len(texts) == 1 else b"".join(texts))
-        given = ffi.new("nf_texts *", (joined, ffi.cast("int64_t *", ends.ctypes.data), len(texts)))
+        pointers = [ffi.from_buffer("uint8_t[]", text) for text in texts]
+        given = (ffi.new("uint8_t *[]", pointers), ffi.new("int64_t[]", [len(text) for text in texts]), len(texts))
         out = ffi.new("nf_token_ids **")
-        _check(
-            lib.nf_tokenizer_encode(out, self.handle, given, TOKEN_BEFORE[before], chained, special, threads), TokenizerError
-        )
+        how = (TOKEN_BEFORE[before], chained, special, threads)
+        _check(lib.nf_tokenizer_encode(out, self.handle, *given, *how), TokenizerError)
         owner = ffi.gc(out[0], lib.nf_token_ids_free)
         return _owned(owner, owner.ids, owner.count, np.int32), _owned(owner, owner.ends, len(texts), np.int64)
 

@@ -123,7 +123,9 @@ def _plain(value: Any) -> Any:
 
 def _added(pieces: Sequence[str], kinds: Any, *, special: tuple[int, ...]) -> list[AddedToken]:
     wanted = np.isin(kinds, (*special, _USER_DEFINED))
-    return [AddedToken(i, pieces[i], special=kinds[i] != _USER_DEFINED) for i in np.flatnonzero(wanted).tolist() if pieces[i]]
+    return [
+        AddedToken(i, pieces[i], special=bool(kinds[i] != _USER_DEFINED)) for i in np.flatnonzero(wanted).tolist() if pieces[i]
+    ]
 
 
 def _marked(
