@@ -15,8 +15,8 @@ typedef struct node {
 static const double KEPT_DISCOUNT = 0.1; /* SentencePiece's; below the best score of as many characters */
 static const float UNKNOWN_PENALTY = 10.0f;
 
-static void offer(node *end, double score, uint32_t id, int64_t size) {
-    if (end->size == 0 || score > (double)end->score) *end = (node){(float)score, id, (uint32_t)size};
+static void offer(node *end, float score, uint32_t id, int64_t size) {
+    if (end->size == 0 || score > end->score) *end = (node){score, id, (uint32_t)size};
 }
 
 /* Every piece that begins at place `at`; returns whether one has the length of the character there. */
@@ -31,8 +31,8 @@ static int offer_pieces(node *nodes, const nf_unigram *m, const uint8_t *text, i
         uint32_t id = edge->rank;
         if (id == NF_NO_ID) continue;
         int64_t length = i + 1 - at;
-        double score = m->kept[id] ? (double)(float)((float)length * m->best) - KEPT_DISCOUNT : (double)m->scores[id];
-        offer(&nodes[i + 1], score + (double)before, id, length);
+        double score = m->kept[id] ? (double)((float)length * m->best) - KEPT_DISCOUNT : (double)m->scores[id];
+        offer(&nodes[i + 1], (float)(score + (double)before), id, length);
         single |= length == width;
     }
     return single;
@@ -62,7 +62,7 @@ nf_status nf_unigram_cut(nf_words *out, nf_lattice *lattice, const nf_unigram *m
         uint32_t code;
         int64_t width = nf_utf8_read(text + at, text + size, &code);
         if (!offer_pieces(nodes, model, text, at, size, width))
-            offer(&nodes[at + width], (double)((model->worst - UNKNOWN_PENALTY) + nodes[at].score), model->unknown, width);
+            offer(&nodes[at + width], (model->worst - UNKNOWN_PENALTY) + nodes[at].score, model->unknown, width);
         at += width;
     }
     return collect(out, nodes, size);
