@@ -26,6 +26,11 @@ typedef struct nf_cached {
     uint32_t ids[NF_CACHE_IDS]; /* the number of ids is in the highest byte of the first */
 } nf_cached;
 
+/* What a short word is found by: its bytes, and their number in the highest. */
+typedef struct nf_word_key {
+    uint64_t low, high;
+} nf_word_key;
+
 typedef struct nf_cache {
     nf_cached (*buckets)[2];
     struct nf_cached_long {
@@ -52,8 +57,8 @@ static inline uint64_t nf_low_bytes(uint64_t word, int64_t size) {
 }
 
 /* The key of a word of 1 to NF_CACHE_BYTES bytes; `readable` bytes may be read from p on. */
-static inline nf_cached nf_cache_key(const uint8_t *p, int64_t size, int64_t readable) {
-    nf_cached key;
+static inline nf_word_key nf_cache_key(const uint8_t *p, int64_t size, int64_t readable) {
+    nf_word_key key;
     if (readable < 16) {
         uint8_t bytes[16] = {0};
         memcpy(bytes, p, (size_t)size);
@@ -69,18 +74,17 @@ static inline nf_cached nf_cache_key(const uint8_t *p, int64_t size, int64_t rea
     return key;
 }
 
-static inline nf_cached *nf_cache_bucket(const nf_cache *cache, const nf_cached *key) {
+static inline nf_cached *nf_cache_bucket(const nf_cache *cache, const nf_word_key *key) {
     return cache->buckets[nf_mix(key->low, key->high) & ((1u << NF_CACHE_BITS) - 1)];
 }
 
 /* Keep a short word; the newer of two in a bucket is the first. */
-static inline void nf_cache_put(nf_cached *bucket, nf_cached key, const uint32_t *ids, int64_t count) {
+static inline void nf_cache_put(nf_cached *bucket, nf_word_key key, const uint32_t *ids, int64_t count) {
     if (count < 1 || count > NF_CACHE_IDS) return;
     bucket[1] = bucket[0];
-    memset(key.ids, 0, sizeof key.ids);
-    memcpy(key.ids, ids, (size_t)count * sizeof *ids);
-    key.ids[0] |= (uint32_t)count << 24;
-    bucket[0] = key;
+    bucket[0] = (nf_cached){key.low, key.high, {0}};
+    memcpy(bucket[0].ids, ids, (size_t)count * sizeof *ids);
+    bucket[0].ids[0] |= (uint32_t)count << 24;
 }
 
 /* The ids of a longer word and their number, or NULL; *hash is for nf_cache_put_long. */

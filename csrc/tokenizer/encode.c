@@ -115,7 +115,8 @@ static nf_status encode_new(nf_token_worker *w, const nf_tokenizer *t, const nf_
 
 /* Append the ids of a short word. */
 static inline nf_status encode_short(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word) {
-    const nf_cached *key = &word->key, *bucket = word->bucket;
+    const nf_word_key *key = &word->key;
+    const nf_cached *bucket = word->bucket;
     uint64_t first = (bucket[0].low ^ key->low) | (bucket[0].high ^ key->high);
     uint64_t second = (bucket[1].low ^ key->low) | (bucket[1].high ^ key->high);
     if (first && second) return encode_new(w, t, word);
@@ -138,12 +139,11 @@ static nf_status flush(nf_token_worker *w, const nf_tokenizer *t) {
 }
 
 /* Let a short word wait in the queue; `p` stays readable until it is its turn. */
-static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size, nf_cached key) {
+static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size, nf_word_key key) {
     nf_waiting *word = &w->queue[w->queued];
     word->p = p;
     word->size = size;
-    word->key.low = key.low;
-    word->key.high = key.high;
+    word->key = key;
     word->bucket = nf_cache_bucket(&w->cache, &key);
     __builtin_prefetch(word->bucket);
     return ++w->queued == NF_WAITING ? flush(w, t) : NF_OK;

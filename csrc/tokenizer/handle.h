@@ -19,7 +19,7 @@
 typedef struct nf_waiting {
     const uint8_t *p;
     int64_t size;
-    nf_cached key;
+    nf_word_key key;
     nf_cached *bucket;
 } nf_waiting;
 
