@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What tokenizer.c and encode.c share: the handle, and the scratch of one thread. */
+/* What tokenizer.c, build.c, batch.c and encode.c share: the handle, and the scratch of one thread. */
 #ifndef NF_TOKENIZER_HANDLE_H
 #define NF_TOKENIZER_HANDLE_H
 
@@ -40,6 +40,8 @@ typedef struct nf_token_worker {
     nf_status status;
     char message[256];
 } nf_token_worker;
+
+void nf_token_worker_free(nf_token_worker *worker);
 
 struct nf_tokenizer {
     nf_token_spec spec;

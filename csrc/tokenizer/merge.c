@@ -10,9 +10,9 @@
 #include "merge.h"
 
 enum {
-    SHORT = 32,    /* symbols up to which looking for the lowest rank each time beats a heap */
-    WINDOW = 2048, /* symbols merged at once; their heap stays in the fast caches */
-    DROPPED = 8    /* symbols at the end of a window that may still change with what follows */
+    SHORT = 32,   /* symbols up to which looking for the lowest rank each time beats a heap */
+    WINDOW = 512, /* symbols merged at once; their heap stays in the fastest cache */
+    DROPPED = 2   /* symbols at the end of a window that may still change with what follows */
 };
 #define NONE UINT32_MAX
 

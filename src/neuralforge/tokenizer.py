@@ -77,6 +77,10 @@ class Tokenizer:
         settings, template = _read_side(main) if main.name in MAIN_FILES else ({}, None)
         source = read_source(main, legacy=bool(settings.get("legacy", True)))
         made = _assemble(main, source, settings, template)
+        try:
+            made._coder  # noqa: B018  builds the C tables, which check what they are given
+        except TokenizerError as e:
+            raise TokenizerError(f"{main}: {e.message}", hint=DAMAGED) from e
         if vocab_size is not None:
             made._check_size(vocab_size)
         return made

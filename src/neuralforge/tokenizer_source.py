@@ -14,7 +14,7 @@ from .errors import TokenizerError
 from .files import UNREADABLE
 
 DAMAGED = "the file is damaged or cut short; fetch it again"
-_MAX_ID = 1 << 24  # far above any vocabulary; an id beyond it is damage, not data
+_MAX_ID = (1 << 21) - 1  # what csrc/tokenizer has room for, far above any vocabulary: beyond it is damage, not data
 
 
 @dataclass(frozen=True)
