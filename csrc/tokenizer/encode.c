@@ -86,7 +86,7 @@ static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uin
     return NF_OK;
 }
 
-/* Words whose ids depend on what stands before are not kept: those that begin or end with the unknown id. */
+/* Whether the ids of a word depend on its bytes alone; not where it may begin or end with an unknown id that melts. */
 static int may_keep(const nf_tokenizer *t) {
     return t->spec.model == NF_TOKENS_BYTES || t->spec.byte_ids || !t->marked.loose.size;
 }

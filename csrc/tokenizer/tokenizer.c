@@ -11,8 +11,9 @@ enum { MAX_ID = 1 << NF_SYMBOL_BITS, MAX_ADDED = 1 << 24 };
 static nf_status check_ids(const nf_token_spec *s) {
     if (s->pieces.count < 0 || s->pieces.count >= MAX_ID)
         return nf_fail(NF_ERR_ARGUMENT, "a vocabulary of %lld pieces", (long long)s->pieces.count);
+    const int least = s->model == NF_TOKENS_BYTES ? -1 : 0; /* as a fallback all are needed */
     for (int b = 0; s->byte_ids && b < 256; b++)
-        if (s->byte_ids[b] < -1 || s->byte_ids[b] >= s->pieces.count)
+        if (s->byte_ids[b] < least || s->byte_ids[b] >= s->pieces.count)
             return nf_fail(NF_ERR_ARGUMENT, "byte 0x%02X has the id %d", b, s->byte_ids[b]);
     for (int64_t i = 0; i < 3 * s->merge_count; i++)
         if (s->merges[i] < 0 || s->merges[i] >= s->pieces.count)

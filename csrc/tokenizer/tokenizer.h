@@ -76,8 +76,9 @@ typedef struct nf_token_ids {
 } nf_token_ids;
 void nf_token_ids_free(nf_token_ids *ids);
 
-/* Encode `count` UTF-8 texts with up to `threads` threads; the ids do not depend on their number. Special tokens are found where
-   `special` is not 0. `before` says what stands before each text; `chained`: before the second text stands the first, and so on.
+/* Encode `count` UTF-8 texts with up to `threads` threads; the ids do not depend on their number. Special tokens are found
+   where `special` is not 0. `before` says what stands before each text; `chained`: before the second text stands the first,
+   and so on.
    NF_ERR_ARGUMENT: a byte that the vocabulary has no id for. */
 nf_status nf_tokenizer_encode(nf_token_ids **out, nf_tokenizer *tokenizer, const uint8_t *const *texts, const int64_t *sizes,
                               int64_t count, nf_token_before before, int chained, int special, int threads);
