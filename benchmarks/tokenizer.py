@@ -322,7 +322,7 @@ def main() -> None:
     chosen = parser.parse_args()
     print("\n".join(machine.describe()))
     peers = [name for name in LIBRARIES if name != "neuralforge"]
-    print("peers:", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in peers))
+    print("peers    ", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in peers) + "\n")
     print("| vocabulary | text | threads | library | cold MB/s | warm MB/s | ids |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.vocabularies.split(","):
