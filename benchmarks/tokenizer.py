@@ -119,12 +119,11 @@ def frame(model: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
 
 
 def gpt2_json() -> dict[str, Any]:
-    merges = (FILES / "gpt2/merges.txt").read_text(encoding="utf-8").splitlines()
+    lines = (FILES / "gpt2/merges.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     vocab = json.loads((FILES / "gpt2/vocab.json").read_bytes())
-    return frame(
-        {"vocab": vocab, "merges": [line.split(" ") for line in merges[1:] if line]}, pre_tokenizer=level, decoder=level
-    )
+    return frame({"vocab": vocab, "merges": pairs}, pre_tokenizer=level, decoder=level)
 
 
 def llama2_json() -> dict[str, Any]:
