@@ -353,10 +353,10 @@ def test_folders_that_hold_no_model(tmp_path: Path, content: dict[str, bytes] | 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a.pt", "pickle"), ("a.pth", "pickle"), ("a.gguf", "not a model file"), ("model.safetensors", "its folder")],
+    [("a.pt", "pickle"), ("a.pth", "pickle"), ("a.gguf", "no GGUF file"), ("a.xyz", "not a model file"), ("model.safetensors", "its folder")],
 )
 def test_files_that_are_no_model(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / name).write_bytes(b"GGUF and so on")
+    (tmp_path / name).write_bytes(b"some text")
     with pytest.raises(ModelError, match=message) as caught:
         load(tmp_path / name)
     assert name in str(caught.value)

@@ -287,5 +287,5 @@ def copied_bytes(weights: Weights, *, dtype: str, trained: bool = False) -> int:
     for tensor in weights.values():
         form = form_of(tensor.shape, dtype)
         there = form == "f32" if trained else tensor.dtype == stored.get(form)
-        total += 0 if there else sizes[form] * tensor.data.size
+        total += 0 if there else sizes[form] * tensor.size
     return total

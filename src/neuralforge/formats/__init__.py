@@ -14,7 +14,7 @@ from typing import Any
 from ..config import ModelConfig, tensor_shapes
 from ..errors import ModelError
 from ..files import UNREADABLE
-from ..weights import STORED, Tensor
+from ..weights import BLOCKS, STORED, Tensor
 
 _SHOWN = 4  # names listed in one message
 _SAFETENSORS_HINT = "save the model as safetensors with transformers: model.save_pretrained(folder)"
@@ -41,7 +41,7 @@ def load(path: str | Path) -> Checkpoint:
     """Open a model; weights stay memory-mapped.
 
     Args:
-        path: a Hugging Face folder, or a llama2.c .bin file.
+        path: a Hugging Face folder, a .gguf file, or a llama2.c .bin file.
 
     Raises:
         ModelError: nothing there, a kind of file that is not read, or a damaged or incomplete model.
@@ -52,7 +52,7 @@ def load(path: str | Path) -> Checkpoint:
     try:
         if not place.exists():
             raise ModelError(
-                f"{place}: no such file or folder", hint="give the path of a model folder or of a llama2.c .bin file"
+                f"{place}: no such file or folder", hint="give the path of a model folder, a .gguf or a llama2.c .bin file"
             )
         for module in _formats():
             if module.matches(place):
@@ -96,7 +96,9 @@ def _not_a_model_file(place: Path) -> ModelError:
         return pickle_error(place)
     if place.suffix in (".safetensors", ".json"):
         return ModelError(f"{place}: is one file of a model", hint=f"give its folder: {place.parent}")
-    return ModelError(f"{place}: not a model file of a known kind", hint="known: Hugging Face folders and llama2.c .bin files")
+    return ModelError(
+        f"{place}: not a model file of a known kind", hint="known: Hugging Face folders, .gguf and llama2.c .bin files"
+    )
 
 
 def is_pickle(path: Path) -> bool:
@@ -131,7 +133,7 @@ def complete(config: ModelConfig, weights: Mapping[str, Tensor], *, source: str)
     unknown = [name for name in weights if name not in shapes and not _harmless(name, config)]
     present = [(weights[name], shape) for name, shape in shapes.items() if name in weights]
     wrong = [f"{t.name} {list(t.shape)} instead of {list(shape)}" for t, shape in present if t.shape != shape]
-    dtypes = [f"{t.name} {t.dtype}" for t, _ in present if t.dtype not in STORED]
+    dtypes = [f"{t.name} {t.dtype}" for t, _ in present if t.dtype not in STORED and t.dtype not in BLOCKS]
     complaints = {"missing": missing, "not known": unknown, "of a wrong shape": wrong, "of a dtype that is not read": dtypes}
     found = [_complaint(len(names), kind, names) for kind, names in complaints.items() if names]
     if found:
