@@ -52,6 +52,10 @@ typedef struct nf_cache nf_cache;
 nf_status nf_engine_new(nf_engine **out, const nf_shape *shape, const float *inverse_frequencies, int threads);
 void nf_engine_free(nf_engine *engine);
 
+/* Take other frequencies from the next call on, (rotary/2) float32, copied: longrope has a second set for long texts. A
+   cache must go on with the set that it began with. */
+void nf_engine_set_frequencies(nf_engine *engine, const float *inverse_frequencies);
+
 /* Give one weight.  `layer` is ignored for slots that are not per layer.  `gradient` has the weight's shape and is added
    to in NF_MODE_FULL (NULL otherwise). A slot that is not set is absent: no bias, no q/k norm, tied head. */
 nf_status nf_engine_set(nf_engine *engine, nf_slot slot, int64_t layer, const float *weight, float *gradient);

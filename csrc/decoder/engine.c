@@ -51,11 +51,15 @@ nf_status nf_engine_new(nf_engine **out, const nf_shape *shape, const float *inv
         nf_engine_free(e);
         return status;
     }
-    memcpy(e->inverse_frequencies, inverse_frequencies, half * sizeof(float));
+    nf_engine_set_frequencies(e, inverse_frequencies);
     e->kernels = nf_kernels_for(nf_cpu_isa());
     nf_matmul_single_thread();
     *out = e;
     return NF_OK;
+}
+
+void nf_engine_set_frequencies(nf_engine *e, const float *inverse_frequencies) {
+    memcpy(e->inverse_frequencies, inverse_frequencies, (size_t)e->shape.rotary / 2 * sizeof(float));
 }
 
 void nf_engine_free(nf_engine *e) {

@@ -166,6 +166,7 @@ class Cache:
     def __init__(self, engine: Engine, capacity: int) -> None:
         out = ffi.new("nf_cache **")
         _check(lib.nf_cache_new(out, engine.handle, capacity))
+        self.capacity = capacity
         self.handle = ffi.gc(out[0], lib.nf_cache_free)
 
     @property
@@ -187,6 +188,9 @@ class Engine:
         out = ffi.new("nf_engine **")
         _check(lib.nf_engine_new(out, shape.to_c(), _floats(inverse_frequencies), threads))
         self.handle = ffi.gc(out[0], lib.nf_engine_free)
+
+    def set_frequencies(self, inverse_frequencies: F32) -> None:
+        lib.nf_engine_set_frequencies(self.handle, _floats(inverse_frequencies))
 
     def set(self, slot: str, layer: int, weight: F32, gradient: F32 | None = None) -> None:
         self._alive += [weight, gradient]

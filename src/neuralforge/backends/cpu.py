@@ -124,8 +124,8 @@ class CpuSession:
         self.config = config
         self.dtype = dtype
         self.threads = threads or _core.available_threads()
-        shape, frequencies = engine_shape(config, length=max(max_tokens, config.max_position_embeddings))
-        self._engine: _core.Engine | None = _core.Engine(shape, frequencies, threads=self.threads)
+        shape, self._frequencies = engine_shape(config, length=1)
+        self._engine: _core.Engine | None = _core.Engine(shape, self._frequencies, threads=self.threads)
         self._rounded = np.empty(0, np.uint16)  # trained matrices as the engine multiplies them, in the order of `params`
         if train == "full":
             self.params = full_params(config)
@@ -189,6 +189,13 @@ class CpuSession:
                 d_b=self.grads[b] if self.grads else None,
             )
 
+    def _use_frequencies(self, length: int) -> None:
+        """Turn q and k as texts of `length` tokens want it; only longrope has two ways."""
+        _, frequencies = engine_shape(self.config, length=length)
+        if not np.array_equal(frequencies, self._frequencies):
+            self.engine.set_frequencies(frequencies)
+            self._frequencies = frequencies
+
     def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0) -> tuple[float, int]:
         if self.grads is None:
             raise BackendError("this session was opened for inference, without gradients")
@@ -198,6 +205,8 @@ class CpuSession:
         return self._step(batch, backward=False, seed=0)
 
     def _step(self, batch: MicroBatch, *, backward: bool, seed: int) -> tuple[float, int]:
+        if self.config.rope.rope_type == "longrope":
+            self._use_frequencies(int(np.diff(batch.bounds).max(initial=0)))
         return self.engine.step(batch.tokens, batch.targets, batch.positions, batch.bounds, backward=backward, seed=seed)
 
     def new_cache(self, max_length: int) -> _core.Cache:
@@ -205,7 +214,10 @@ class CpuSession:
 
     def logits(self, tokens: IntArray, cache: _core.Cache | None = None, *, last_only: bool = False) -> F32Array:
         tokens = np.ascontiguousarray(tokens, np.int32)
-        return self.engine.logits(cache or self.new_cache(tokens.size), tokens, last_only=last_only)
+        cache = cache or self.new_cache(tokens.size)
+        if self.config.rope.rope_type == "longrope":
+            self._use_frequencies(cache.capacity)
+        return self.engine.logits(cache, tokens, last_only=last_only)
 
     def update(self, params: ParamSet) -> None:
         if params is not self.params:

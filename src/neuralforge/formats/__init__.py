@@ -7,13 +7,14 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig, tensor_shapes
 from ..errors import ModelError
 from ..files import UNREADABLE
+from ..models import Stored
 from ..weights import BLOCKS, STORED, Tensor
 
 _SHOWN = 4  # names listed in one message
@@ -140,6 +141,52 @@ def complete(config: ModelConfig, weights: Mapping[str, Tensor], *, source: str)
         hint = "use F32, F16 or BF16 weights" if dtypes else "config.json and the weights must be of the same model"
         raise ModelError(f"{source}: {'; '.join(found)}", hint=hint)
     return {name: weights[name] for name in shapes}
+
+
+def by_canonical_name(places: Mapping[str, Stored], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stored tensors under canonical names, fused ones cut into their rows; what no place asks for keeps its name.
+
+    Args:
+        places: of every tensor of the model, by canonical name.
+        stored: tensors by the names that `places` uses.
+
+    Raises:
+        ModelError: a fused tensor has more or fewer rows than its parts.
+    """
+    rows = fused_rows(places)
+    found = {}
+    for name, place in places.items():
+        tensor = stored.get(place.name)
+        if tensor is None:
+            continue
+        if place.rows is None:
+            found[name] = replace(tensor, name=name)
+            continue
+        if tensor.shape[0] != rows[place.name]:
+            raise ModelError(
+                f"{tensor.source}: tensor {place.name} is {list(tensor.shape)}; its parts have {rows[place.name]} rows",
+                hint="config.json and the weights must be of the same model",
+            )
+        found[name] = replace(tensor, name=name, data=tensor.data[place.rows])
+    used = {place.name for place in places.values()}
+    return found | {name: tensor for name, tensor in stored.items() if name not in used}
+
+
+def fused_rows(places: Mapping[str, Stored]) -> dict[str, int]:
+    """Rows of each fused tensor, by its stored name."""
+    rows: dict[str, int] = {}
+    for place in places.values():
+        if place.rows is not None:
+            rows[place.name] = max(rows.get(place.name, 0), place.rows.stop)
+    return rows
+
+
+def stored_parts(places: Mapping[str, Stored]) -> dict[str, list[str]]:
+    """{stored name: canonical names of its parts in the order of its rows}, in file order."""
+    parts: dict[str, list[str]] = {}
+    for name, place in places.items():
+        parts.setdefault(place.name, []).append(name)
+    return parts
 
 
 def _complaint(count: int, kind: str, names: Iterable[str]) -> str:

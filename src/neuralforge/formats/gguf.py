@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..models import family, inverse_frequencies
 from ..models.fields import Fields
 from ..weights import STORED
-from . import Checkpoint, complete
+from . import Checkpoint, by_canonical_name, complete
 
 TOKENIZER = "tokenizer.gguf"
 # general.architecture -> (model_type, rotary layout)
@@ -81,14 +81,8 @@ def load(path: Path) -> Checkpoint:
     stored = dict(file.tensors)
     for name in (FREQUENCIES, LONG, SHORT):
         stored.pop(name, None)
-    found, used = {}, set()
-    for name, place in family(config.model_type).tensors(config).items():
-        tensor = stored.get(gguf_name(place.name))
-        if tensor is not None:
-            data = tensor.data if place.rows is None else tensor.data[place.rows]
-            found[name] = replace(tensor, name=name, data=data)
-            used.add(tensor.name)
-    found |= {name: tensor for name, tensor in stored.items() if name not in used}
+    places = {name: replace(p, name=gguf_name(p.name)) for name, p in family(config.model_type).tensors(config).items()}
+    found = by_canonical_name(places, stored)
     files = {TOKENIZER: path} if "tokenizer.ggml.tokens" in file.metadata else {}
     return Checkpoint(str(path), config, complete(config, found, source=str(path)), files)
 
