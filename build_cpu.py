@@ -16,7 +16,17 @@ from typing import Any
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
-HEADERS = ("core/status.h", "core/cpu.h", "kernels/convert.h", "kernels/matmul.h", "kernels/optimizer.h", "decoder/decoder.h")
+HEADERS = (
+    "core/status.h",
+    "core/cpu.h",
+    "kernels/rows.h",
+    "kernels/convert.h",
+    "kernels/blocks.h",
+    "kernels/cached.h",
+    "kernels/matmul.h",
+    "kernels/optimizer.h",
+    "decoder/decoder.h",
+)
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c"))
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
 

@@ -82,6 +82,14 @@ def probabilities(logits: F32Array, seen: Collection[int], sampling: Sampling) -
     return kept
 
 
+def choose(logits: F32Array, seen: Collection[int], sampling: Sampling, random: np.random.Generator) -> int:
+    """One token for (V,) logits."""
+    if sampling.temperature == 0 and sampling.repetition_penalty == 1:
+        return int(logits.argmax())
+    p = probabilities(logits, seen, sampling)
+    return min(int(np.searchsorted(np.cumsum(p), random.random(), side="right")), int(p.nonzero()[0][-1]))
+
+
 def token_ids(
     session: Session,
     prompt: Sequence[int],
@@ -110,8 +118,7 @@ def token_ids(
     fresh, seen = list(prompt), set(prompt)
     for _ in range(min(max_new_tokens, context - len(prompt))):
         logits = session.logits(np.array(fresh, np.int32), cache, last_only=True)[0]
-        p = probabilities(logits, seen, sampling)
-        token = min(int(np.searchsorted(np.cumsum(p), random.random(), side="right")), int(p.nonzero()[0][-1]))
+        token = choose(logits, seen, sampling, random)
         if token in stops:
             return
         yield token

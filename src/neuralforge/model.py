@@ -90,8 +90,8 @@ class Model:
         if not 0 <= threads <= _core.MAX_THREADS:
             raise ConfigError(f"threads={threads}: must be 0 (all cores) or from 1 to {_core.MAX_THREADS}")
         chosen = backends.choose(backend)
-        checked = chosen.resolve_dtype(dtype)
         checkpoint = formats.load(resolve(path))
+        checked = chosen.resolve_dtype(dtype, checkpoint.weights)
         found = _find_tokenizer(checkpoint, tokenizer)
         if found is not None:
             found.check_model(checkpoint.config)

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What blocks.c and blocks_vnni.c share: how a block lies in memory. */
+#ifndef NF_KERNELS_BLOCKS_INSIDE_H
+#define NF_KERNELS_BLOCKS_INSIDE_H
+
+#include <string.h>
+
+#include "blocks.h"
+
+enum { Q8_0_BYTES = 34, Q4_0_BYTES = 18, Q4_K_BYTES = 144, Q6_K_BYTES = 210 };
+enum { Q4_K_SCALES = 4, Q4_K_NIBBLES = 16, Q6_K_HIGH = 128, Q6_K_SCALES = 192, Q6_K_D = 208 }; /* places in a block */
+
+/* A prepared row: int8 (padded), then for each 32 values the scale and minus their sum. */
+typedef struct nf_block_operand {
+    const int8_t *q;
+    const float *d;
+    const int32_t *minus_sum;
+} nf_block_operand;
+
+static inline int64_t nf_block_padded(int64_t width) { return (width + 63) / 64 * 64; }
+
+static inline nf_block_operand nf_block_operand_at(const void *row, int64_t width) {
+    int64_t padded = nf_block_padded(width);
+    const char *at = row;
+    return (nf_block_operand){(const int8_t *)at, (const float *)(at + padded), (const int32_t *)(at + padded + padded / 8)};
+}
+
+static inline uint16_t nf_half_at(const void *p) {
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+
+/* The eight scales and eight minima of a Q4_K block, one byte each, from their twelve bytes of 6 bits. */
+static inline void nf_q4_k_scales(const uint8_t *packed, uint64_t *scales, uint64_t *minima) {
+    uint64_t first, last;
+    memcpy(&first, packed, sizeof first);
+    memcpy(&last, packed + 4, sizeof last); /* its upper half counts: the low four bits of the last four of each */
+    uint64_t high = first >> 6 & 0x0303030303030303, rest = last >> 32;
+    *scales = (first & 0x3f3f3f3f) | ((rest & 0x0f0f0f0f) | (high & 0xffffffff) << 4) << 32;
+    *minima = (first >> 32 & 0x3f3f3f3f) | ((rest >> 4 & 0x0f0f0f0f) | high >> 32 << 4) << 32;
+}
+
+/* blocks_vnni.c; only where nf_block_path_here() says so. */
+void nf_blocks_decode_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                           int64_t o1);
+void nf_blocks_forward_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                            int64_t o1, float beta, void *scratch);
+int64_t nf_blocks_scratch_vnni(void);
+void nf_blocks_strip_vnni(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at);
+
+#endif
