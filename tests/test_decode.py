@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from test_cpu_engine import fill, random_weights, relative, stream
 
-from neuralforge import _core, formats
+from neuralforge import _core, formats, generate
 from neuralforge.backends import cpu
 from neuralforge.config import LoraConfig, ModelConfig
 from neuralforge.errors import ConfigError, ModelError
+from neuralforge.model import Model
 from neuralforge.weights import Tensor
 
 WIDE = ModelConfig(
@@ -219,3 +220,53 @@ def test_narrow_caches_write_the_same_story(shared) -> None:
     while len(ids) < len(wanted):
         ids.append(int(session.logits(np.array(ids[cache.length :], np.int32), cache, last_only=True)[0].argmax()))
     assert ids == wanted
+
+
+@pytest.fixture
+def story(shared):
+    return Model.from_pretrained(shared / "models" / "stories260K" / "stories260K.bin", threads=1)
+
+
+PROMPTS = ["Once upon a time", "The little dog", "Lily and Tom went to the park and", "A"]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_batch_writes_what_each_writes_alone(shared, dtype: str, temperature: float) -> None:
+    model = Model.from_pretrained(shared / "models" / "stories260K" / "stories260K.bin", threads=1, dtype=dtype)
+    options = {"max_new_tokens": 60, "temperature": temperature, "seed": 3}
+    alone = [model.generate(prompt, **options) for prompt in PROMPTS]
+    assert model.generate_batch(PROMPTS, at_once=3, **options) == alone
+    assert model.generate_batch([], **options) == []
+    with pytest.raises(ConfigError, match="at_once=0"):
+        model.generate_batch(PROMPTS, at_once=0)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int8", "int4"])
+def test_a_kept_beginning_gives_the_same_ids(dtype: str) -> None:
+    """Longer, equal, shorter and other prompts after one another, against a session that keeps nothing: logits to the bit."""
+    config = dataclasses.replace(WIDE, max_position_embeddings=1500)
+    session = cpu.open(config, random_weights(config), max_tokens=generate.PIECE, dtype=dtype)
+    ids = np.random.default_rng(0).integers(0, 97, 1200).tolist()
+    kept, reused = None, []
+    for prompt in (ids[:300], ids[:300], ids[:600], ids[:513], ids[:512], [*ids[:300], 5, *ids[301:700]], ids[:20], [7]):
+        fresh = generate.begin(session, prompt, room=1300)
+        kept = generate.begin(session, prompt, room=1300, kept=kept)
+        assert np.array_equal(kept.logits, fresh.logits) and kept.cache.length == len(prompt)
+        reused.append(kept)
+        more = [
+            generate.token_ids(session, prompt, generate.GREEDY, max_new_tokens=4, context=1500, start=s) for s in (kept, fresh)
+        ]
+        assert list(more[0]) == list(more[1])
+    assert len({id(b.cache) for b in reused}) == 1 and reused[0] is reused[1]
+
+
+def test_texts_side_by_side_do_not_share_a_cache(story) -> None:
+    options = {"max_new_tokens": 20, "temperature": 0.0}
+    expected = [story.generate(prompt, **options) for prompt in PROMPTS[:2]]
+    streams = [story.stream(prompt, **options) for prompt in PROMPTS[:2]]
+    texts = ["", ""]
+    for pieces in zip(*streams, strict=False):
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    assert all(e.startswith(t) and t for e, t in zip(expected, texts, strict=True))
+    assert story.generate(PROMPTS[0], **options) == story.generate(PROMPTS[0], **options) == expected[0]

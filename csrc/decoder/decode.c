@@ -8,8 +8,8 @@
 
 /* Columns of one tile of a product: few enough for an even share of each thread, enough for a stream of memory. */
 static int64_t tile_columns(int64_t out) {
-    int64_t cols = (out / 8 + 31) / 32 * 32;
-    return cols < 32 ? 32 : cols > 512 ? 512 : cols;
+    int64_t cols = (out / 24 + 31) / 32 * 32;
+    return cols < 32 ? 32 : cols > 256 ? 256 : cols;
 }
 
 typedef struct step {

@@ -8,9 +8,6 @@
 #include "../core/half.h"
 #include "blocks_inside.h"
 
-/* Largest values below this are taken for zeros: 127 divided by them would not be finite. */
-static const float SMALLEST = 1e-30f;
-
 int64_t nf_block_values(nf_block_kind kind) { return kind == NF_BLOCK_Q8_0 || kind == NF_BLOCK_Q4_0 ? 32 : 256; }
 
 int64_t nf_block_bytes(nf_block_kind kind) {
@@ -70,11 +67,14 @@ int64_t nf_blocks_first_nonfinite(nf_block_kind kind, const void *w, int64_t row
     return -1;
 }
 
-int64_t nf_blocks_operand_bytes(int64_t width) { return nf_block_padded(width) / 4 * 5; }
+int64_t nf_blocks_operand_bytes(int64_t width) { return nf_block_pairs(width) * (int64_t)sizeof(nf_block_pair); }
 
 void nf_blocks_prepare(nf_block_path path, void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows,
                        int64_t width) {
-    (path == NF_BLOCK_PLAIN ? prepare_base : prepare_avx2)(out, stride, x, ldx, rows, width);
+    if (path == NF_BLOCK_VNNI)
+        nf_blocks_prepare_vnni(out, stride, x, ldx, rows, width);
+    else
+        (path == NF_BLOCK_PLAIN ? prepare_base : prepare_avx2)(out, stride, x, ldx, rows, width);
 }
 
 void nf_blocks_decode(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
@@ -139,7 +139,7 @@ static float q4_0_scale(const float *x) {
     enum { TRIES = 9 };
     float top = 0.0f, best = 0.0f, least = INFINITY;
     for (int i = 0; i < 32; i++) top = fabsf(x[i]) > fabsf(top) ? x[i] : top;
-    if (fabsf(top) < SMALLEST) return 0.0f;
+    if (fabsf(top) < NF_BLOCK_SMALLEST) return 0.0f;
     for (int i = 0; i < 2 * TRIES; i++) {
         float d = nf_half_to_float(nf_float_to_half((i % 2 ? top : -top) / (7.0f + 0.25f * (float)(i / 2))));
         float error = d == 0.0f ? INFINITY : q4_0_error(x, d);

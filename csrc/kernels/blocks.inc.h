@@ -61,16 +61,18 @@ static NF_TARGET void NF_NAME(widen)(const nf_blocks *b, float *out, int64_t o, 
 }
 
 /* The product of two rows. */
-NF_INLINE float NF_NAME(dot)(nf_block_kind kind, const uint8_t *row, nf_block_operand x, int64_t groups) {
+NF_INLINE float NF_NAME(dot)(nf_block_kind kind, const uint8_t *row, const nf_block_pair *pairs, int64_t groups) {
     NF_NAME(group) g;
     float total = 0.0f;
     for (int64_t at = 0; at < groups; at++) {
+        const nf_block_pair *x = &pairs[at / 2];
+        const int8_t *q = x->q + at % 2 * 32;
         int32_t sums[2] = {0, 0};
         NF_NAME(unpack)(&g, kind, row, at);
         for (int half = 0; half < 2; half++)
-            for (int i = 16 * half; i < 16 * half + 16; i++) sums[half] += (int16_t)(g.q[i] * x.q[at * 32 + i]);
-        float product = g.d[0] * (float)sums[0] + g.d[1] * (float)sums[1] + g.m * (float)x.minus_sum[at];
-        total += x.d[at] * product;
+            for (int i = 16 * half; i < 16 * half + 16; i++) sums[half] += (int16_t)(g.q[i] * q[i]);
+        float product = g.d[0] * (float)sums[0] + g.d[1] * (float)sums[1] + g.m * (float)x->minus_sum[at % 2];
+        total += x->d[at % 2] * product;
     }
     return total;
 }
@@ -79,7 +81,7 @@ static NF_TARGET void NF_NAME(decode)(const nf_blocks *b, float *y, int64_t ldy,
                                       int64_t o0, int64_t o1) {
     for (int64_t o = o0; o < o1; o++)
         for (int64_t t = 0; t < rows; t++) {
-            nf_block_operand x = nf_block_operand_at((const char *)a + t * stride, b->in);
+            const nf_block_pair *x = (const void *)((const char *)a + t * stride);
             float *to = y + t * ldy + (o - o0);
             switch (b->kind) { /* a constant kind in each case, so that the unpacking is inlined for it */
             case NF_BLOCK_Q8_0:
@@ -97,31 +99,34 @@ static NF_TARGET void NF_NAME(decode)(const nf_blocks *b, float *y, int64_t ldy,
         }
 }
 
-static NF_TARGET void NF_NAME(prepare)(char *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width) {
-    int64_t padded = nf_block_padded(width);
-    for (int64_t t = 0; t < rows; t++, out += stride, x += ldx) {
-        int8_t *q = (int8_t *)out;
-        float *d = (float *)(out + padded);
-        int32_t *minus_sum = (int32_t *)(out + padded + padded / 8);
-        for (int64_t at = 0; at < padded / 32; at++) {
-            float values[32] = {0}, top = 0.0f, inverse = 0.0f, infinite = 0.0f;
+/* One group. */
+NF_INLINE void NF_NAME(prepare_group)(int8_t *q, float *d, int32_t *minus_sum, const float *values) {
+    float top = 0.0f, infinite = 0.0f;
+    for (int i = 0; i < 32; i++) {
+        float size = fabsf(values[i]);
+        top = size > top ? size : top;
+        infinite += values[i] * 0.0f; /* NaN when the value is not finite */
+    }
+    float inverse = infinite == 0.0f && top > NF_BLOCK_SMALLEST ? 127.0f / top : 0.0f;
+    int32_t sum = 0;
+    for (int i = 0; i < 32; i++) {
+        int32_t whole = inverse > 0.0f ? round_to_whole(values[i] * inverse) : 0;
+        q[i] = (int8_t)whole;
+        sum += whole;
+    }
+    *d = infinite != 0.0f ? NAN : inverse > 0.0f ? top / 127.0f : 0.0f;
+    *minus_sum = -sum;
+}
+
+static NF_TARGET void NF_NAME(prepare)(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width) {
+    for (int64_t t = 0; t < rows; t++) {
+        nf_block_pair *pairs = (void *)((char *)out + t * stride);
+        for (int64_t at = 0; at < 2 * nf_block_pairs(width); at++) {
+            float values[32] = {0};
             int64_t n = width - at * 32 < 32 ? width - at * 32 : 32;
-            if (n > 0) memcpy(values, x + at * 32, (size_t)n * sizeof *values);
-            for (int i = 0; i < 32; i++) {
-                float size = fabsf(values[i]);
-                top = size > top ? size : top;
-                infinite += values[i] * 0.0f; /* NaN when the value is not finite */
-            }
-            if (top > SMALLEST) inverse = 127.0f / top;
-            d[at] = infinite == 0.0f ? (inverse > 0.0f ? top / 127.0f : 0.0f) : NAN;
-            if (infinite != 0.0f) inverse = 0.0f, memset(values, 0, sizeof values);
-            int32_t sum = 0;
-            for (int i = 0; i < 32; i++) {
-                int32_t whole = round_to_whole(values[i] * inverse);
-                q[at * 32 + i] = (int8_t)whole;
-                sum += whole;
-            }
-            minus_sum[at] = -sum;
+            if (n > 0) memcpy(values, x + t * ldx + at * 32, (size_t)n * sizeof *values);
+            nf_block_pair *p = &pairs[at / 2];
+            NF_NAME(prepare_group)(p->q + at % 2 * 32, &p->d[at % 2], &p->minus_sum[at % 2], values);
         }
     }
 }

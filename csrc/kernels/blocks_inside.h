@@ -7,23 +7,20 @@
 
 #include "blocks.h"
 
+/* Groups with no larger value are taken for zeros: 127 divided by it would not be finite. */
+#define NF_BLOCK_SMALLEST 1e-30f
+
 enum { Q8_0_BYTES = 34, Q4_0_BYTES = 18, Q4_K_BYTES = 144, Q6_K_BYTES = 210 };
 enum { Q4_K_SCALES = 4, Q4_K_NIBBLES = 16, Q6_K_HIGH = 128, Q6_K_SCALES = 192, Q6_K_D = 208 }; /* places in a block */
 
-/* A prepared row: int8 (padded), then for each 32 values the scale and minus their sum. */
-typedef struct nf_block_operand {
-    const int8_t *q;
-    const float *d;
-    const int32_t *minus_sum;
-} nf_block_operand;
+/* What a prepared row holds for two groups of 32 activations, so that one place of memory has all that a product needs. */
+typedef struct nf_block_pair {
+    int8_t q[64];
+    float d[2];
+    int32_t minus_sum[2];
+} nf_block_pair;
 
-static inline int64_t nf_block_padded(int64_t width) { return (width + 63) / 64 * 64; }
-
-static inline nf_block_operand nf_block_operand_at(const void *row, int64_t width) {
-    int64_t padded = nf_block_padded(width);
-    const char *at = row;
-    return (nf_block_operand){(const int8_t *)at, (const float *)(at + padded), (const int32_t *)(at + padded + padded / 8)};
-}
+static inline int64_t nf_block_pairs(int64_t width) { return (width + 63) / 64; }
 
 static inline uint16_t nf_half_at(const void *p) {
     uint16_t bits;
@@ -42,6 +39,7 @@ static inline void nf_q4_k_scales(const uint8_t *packed, uint64_t *scales, uint6
 }
 
 /* blocks_vnni.c; only where nf_block_path_here() says so. */
+void nf_blocks_prepare_vnni(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width);
 void nf_blocks_decode_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
                            int64_t o1);
 void nf_blocks_forward_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,

@@ -91,6 +91,38 @@ NF_INLINE __m512 lanes_of(nf_block_kind kind, __m512 scales, int k) {
     return _mm512_permutexvar_ps(index, scales);
 }
 
+/* -------- activations -------- */
+
+NF_INLINE void prepare_group(nf_block_pair *to, int group, __m512 a, __m512 b) {
+    const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+    __mmask16 broken = _mm512_cmpeq_epi32_mask(_mm512_and_epi32(_mm512_castps_si512(a), exponent), exponent) |
+                       _mm512_cmpeq_epi32_mask(_mm512_and_epi32(_mm512_castps_si512(b), exponent), exponent);
+    float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+    int quiet = broken || !(top > NF_BLOCK_SMALLEST);
+    __m512 inverse = _mm512_set1_ps(quiet ? 0.0f : 127.0f / top);
+    __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+    if (quiet) qa = qb = _mm512_setzero_si512();
+    _mm_storeu_si128((__m128i *)(void *)(to->q + 32 * group), _mm512_cvtepi32_epi8(qa));
+    _mm_storeu_si128((__m128i *)(void *)(to->q + 32 * group + 16), _mm512_cvtepi32_epi8(qb));
+    to->d[group] = broken ? __builtin_nanf("") : quiet ? 0.0f : top / 127.0f;
+    to->minus_sum[group] = -_mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
+}
+
+NF_INLINE __m512 some_of(const float *x, int64_t left) {
+    return _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0, x);
+}
+
+NF_TARGET void nf_blocks_prepare_vnni(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width) {
+    for (int64_t t = 0; t < rows; t++) {
+        nf_block_pair *pairs = (void *)((char *)out + t * stride);
+        for (int64_t at = 0; at < 2 * nf_block_pairs(width); at++) {
+            const float *from = x + t * ldx + at * 32;
+            int64_t left = width - at * 32;
+            prepare_group(&pairs[at / 2], (int)(at % 2), some_of(from, left), some_of(from + 16, left - 16));
+        }
+    }
+}
+
 /* -------- one row of activations -------- */
 
 /* 64 activations, what their sums begin at, and the scale of each lane. */
@@ -99,14 +131,13 @@ typedef struct part {
     __m512 d;
 } part;
 
-NF_INLINE part part_of(nf_block_operand a, int64_t at, int offset) {
-    part p = {.x = _mm512_loadu_si512(a.q + 64 * at), .start = _mm512_setzero_si512()};
+NF_INLINE part part_of(const nf_block_pair *a, int offset) {
+    part p = {.x = _mm512_loadu_si512(a->q), .start = _mm512_setzero_si512()};
     if (offset) {
         __m512i offsets = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)offset), p.x);
         p.start = _mm512_sub_epi32(_mm512_setzero_si512(), offsets);
     }
-    __m256 low = _mm256_broadcast_ss(a.d + 2 * at), high = _mm256_broadcast_ss(a.d + 2 * at + 1);
-    p.d = _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+    p.d = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_broadcast_ss(&a->d[0])), _mm256_broadcast_ss(&a->d[1]), 1);
     return p;
 }
 
@@ -116,14 +147,14 @@ NF_INLINE __m512 add_pair(__m512 sum, const part *p, __m512i w, __m512 scales) {
 }
 
 /* Blocks of 32: y[c] = row c of w . a, for n rows row_bytes apart; n is a constant. */
-NF_INLINE void dot_32(nf_block_kind kind, float *y, const char *w, int64_t row_bytes, int64_t groups, nf_block_operand a,
+NF_INLINE void dot_32(nf_block_kind kind, float *y, const char *w, int64_t row_bytes, int64_t groups, const nf_block_pair *a,
                       const int n) {
     __m512 sums[AT_ONCE];
     int64_t bytes = kind == NF_BLOCK_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
 #pragma GCC unroll 4
     for (int c = 0; c < n; c++) sums[c] = _mm512_setzero_ps();
     for (int64_t at = 0; at < groups / 2; at++) {
-        part p = part_of(a, at, offset_of(kind));
+        part p = part_of(&a[at], offset_of(kind));
 #pragma GCC unroll 4
         for (int c = 0; c < n; c++) {
             const char *row = w + c * row_bytes;
@@ -132,7 +163,7 @@ NF_INLINE void dot_32(nf_block_kind kind, float *y, const char *w, int64_t row_b
         }
     }
     if (groups % 2) { /* half a pair is left: the other half is zeros */
-        part p = part_of(a, groups / 2, offset_of(kind));
+        part p = part_of(&a[groups / 2], offset_of(kind));
 #pragma GCC unroll 4
         for (int c = 0; c < n; c++) {
             char last[2 * Q8_0_BYTES] = {0};
@@ -145,7 +176,7 @@ NF_INLINE void dot_32(nf_block_kind kind, float *y, const char *w, int64_t row_b
 }
 
 /* The same for blocks of 256. */
-NF_INLINE void dot_256(nf_block_kind kind, float *y, const char *w, int64_t row_bytes, int64_t blocks, nf_block_operand a,
+NF_INLINE void dot_256(nf_block_kind kind, float *y, const char *w, int64_t row_bytes, int64_t blocks, const nf_block_pair *a,
                        const int n) {
     __m512 sums[AT_ONCE];
     int64_t bytes = kind == NF_BLOCK_Q4_K ? Q4_K_BYTES : Q6_K_BYTES;
@@ -153,10 +184,10 @@ NF_INLINE void dot_256(nf_block_kind kind, float *y, const char *w, int64_t row_
     for (int c = 0; c < n; c++) sums[c] = _mm512_setzero_ps();
     for (int64_t i = 0; i < blocks; i++) {
         part p[4];
-        for (int k = 0; k < 4; k++) p[k] = part_of(a, 4 * i + k, offset_of(kind));
-        __m256 d = _mm256_loadu_ps(a.d + 8 * i);
-        d = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_loadu_si256((const void *)(a.minus_sum + 8 * i))));
-        __m512 of_minima = _mm512_zextps256_ps512(d);
+        for (int k = 0; k < 4; k++) p[k] = part_of(&a[4 * i + k], offset_of(kind));
+        float sums_of_groups[8];
+        for (int k = 0; k < 8; k++) sums_of_groups[k] = a[4 * i + k / 2].d[k % 2] * (float)a[4 * i + k / 2].minus_sum[k % 2];
+        __m512 of_minima = _mm512_zextps256_ps512(_mm256_loadu_ps(sums_of_groups));
 #pragma GCC unroll 4
         for (int c = 0; c < n; c++) {
             const char *row = w + c * row_bytes;
@@ -178,7 +209,7 @@ NF_INLINE void dots(nf_block_kind kind, const nf_blocks *b, float *y, int64_t ld
     for (int64_t o = o0; o < o1; o += AT_ONCE) {
         const char *w = (const char *)b->w + o * row_bytes;
         for (int64_t t = 0; t < rows; t++) {
-            nf_block_operand x = nf_block_operand_at(a + t * stride, b->in);
+            const nf_block_pair *x = (const void *)(a + t * stride);
             float *to = y + t * ldy + (o - o0);
             if (o1 - o >= AT_ONCE && has_groups_of_32(kind))
                 dot_32(kind, to, w, row_bytes, blocks, x, AT_ONCE);
@@ -274,12 +305,14 @@ NF_INLINE void column_scales(nf_block_kind kind, panel *to, int c, const char *r
 /* Columns beyond `cols` repeat the last one; what is computed for them is not stored. */
 NF_INLINE void fill_panel(nf_block_kind kind, panel *to, const char *w, int64_t row_bytes, int64_t groups, int64_t at,
                           int64_t cols) {
+    int64_t pair_bytes = nf_block_bytes(kind) * 64 / (has_groups_of_32(kind) ? 32 : 256);
     int cut = has_groups_of_32(kind) && 2 * at + 1 == groups; /* half a pair: the other half is zeros */
     for (int half = 0; half < 2; half++) {
         __m512i r[16];
         for (int c = 0; c < 16; c++) {
             const char *row = w + min64(16 * half + c, cols - 1) * row_bytes;
             char last[2 * Q8_0_BYTES] = {0};
+            _mm_prefetch(row + (at + 2) * pair_bytes, _MM_HINT_T0);
             if (cut) memcpy(last, row + (groups - 1) * nf_block_bytes(kind), (size_t)nf_block_bytes(kind));
             r[c] = cut ? unpack(kind, last, 0) : unpack(kind, row, at);
             column_scales(kind, to, 16 * half + c, cut ? last : row, cut ? 0 : at);
@@ -294,16 +327,16 @@ NF_INLINE void add_units(__m512i *sum, __m512i w, __m512i x) { __asm__("vpdpbusd
 
 /* Of one group of 32 values: sums of some rows += the panel's columns . the rows. */
 NF_INLINE void add_group(nf_block_kind kind, panel_scratch *s, int64_t at, int group, const char *a, int64_t stride,
-                         int64_t rows, int64_t width) {
+                         int64_t rows) {
     const panel *p = &s->panel;
     const int parts = kind == NF_BLOCK_Q6_K ? 2 : 1, units = 8 / parts, offset = offset_of(kind);
     __m512i w[16];
     for (int i = 0; i < 16; i++) w[i] = p->units[16 * group + i];
     for (int64_t t = 0; t < rows; t++, a += stride) {
-        nf_block_operand x = nf_block_operand_at(a, width);
-        const int8_t *q = x.q + 64 * at + 32 * group;
-        const __m512 d = _mm512_set1_ps(x.d[2 * at + group]);
-        __m512i minus_sum = _mm512_set1_epi32(x.minus_sum[2 * at + group]);
+        const nf_block_pair *x = (const nf_block_pair *)(const void *)a + at;
+        const int8_t *q = x->q + 32 * group;
+        const __m512 d = _mm512_set1_ps(x->d[group]);
+        const __m512i minus_sum = _mm512_set1_epi32(x->minus_sum[group]);
         __m512 of_group[2];
         for (int part = 0; part < parts; part++) {
             __m512i sums[2];
@@ -349,8 +382,8 @@ NF_INLINE void panels(nf_block_kind kind, const nf_blocks *b, float *y, int64_t 
         memset(s->sums, 0, (size_t)rows * sizeof *s->sums);
         for (int64_t at = 0; 2 * at < groups; at++) {
             fill_panel(kind, &s->panel, (const char *)b->w + o * row_bytes, row_bytes, groups, at, cols);
-            add_group(kind, s, at, 0, a, stride, rows, b->in);
-            if (2 * at + 1 < groups) add_group(kind, s, at, 1, a, stride, rows, b->in);
+            add_group(kind, s, at, 0, a, stride, rows);
+            if (2 * at + 1 < groups) add_group(kind, s, at, 1, a, stride, rows);
         }
         for (int64_t t = 0; t < rows; t++)
             for (int64_t c = 0; c < cols; c++) {
@@ -441,6 +474,9 @@ NF_BF16 void nf_blocks_strip_vnni(const nf_blocks *b, uint16_t *out, int64_t o0,
 #else /* other processors: linear.c widens such weights instead of coming here */
 
 int64_t nf_blocks_scratch_vnni(void) { return 0; }
+void nf_blocks_prepare_vnni(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width) {
+    (void)out, (void)stride, (void)x, (void)ldx, (void)rows, (void)width;
+}
 void nf_blocks_strip_vnni(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at) {
     (void)b, (void)out, (void)o0, (void)rows, (void)at;
 }

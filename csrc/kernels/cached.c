@@ -64,32 +64,26 @@ static inline float four_sum(four v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 #undef NF_LOAD_INT8
 #endif
 
+/* The functions of one instruction set. */
 typedef struct readers {
     void (*scores)(nf_cache_kind, float *, const float *, const void *, int64_t, int64_t, int64_t);
     void (*mix)(nf_cache_kind, float *, const float *, const void *, int64_t, int64_t, int64_t);
+    void (*fetch)(nf_cache_kind, float *, const void *, int64_t, int64_t);
+    void (*halves)(uint16_t *, const float *, int64_t);
 } readers;
 
 static readers readers_of(nf_isa isa) {
 #if defined(__x86_64__)
-    if (isa == NF_ISA_AVX512) return (readers){scores_of_avx512, mix_of_avx512};
-    if (isa == NF_ISA_AVX2) return (readers){scores_of_avx2, mix_of_avx2};
+    if (isa == NF_ISA_AVX512) return (readers){scores_of_avx512, mix_of_avx512, fetch_avx512, halves_avx512};
+    if (isa == NF_ISA_AVX2) return (readers){scores_of_avx2, mix_of_avx2, fetch_avx2, halves_avx2};
 #endif
     (void)isa;
-    return (readers){scores_of_base, mix_of_base};
+    return (readers){scores_of_base, mix_of_base, fetch_base, halves_base};
 }
 
 int64_t nf_cached_size(nf_cache_kind kind) { return kind == NF_CACHE_F32 ? 4 : kind == NF_CACHE_F16 ? 2 : 1; }
 
 /* -------- storing and fetching -------- */
-
-static void to_halves(nf_isa isa, uint16_t *out, const float *x, int64_t n) {
-#if defined(__x86_64__)
-    (isa == NF_ISA_AVX512 ? halves_avx512 : isa == NF_ISA_AVX2 ? halves_avx2 : halves_base)(out, x, n);
-#else
-    (void)isa;
-    halves_base(out, x, n);
-#endif
-}
 
 /* One head: a value that is not finite makes the scale NaN, so that it shows. */
 static void to_bytes(int8_t *out, float *scale, const float *x, int64_t d) {
@@ -106,7 +100,7 @@ static void to_bytes(int8_t *out, float *scale, const float *x, int64_t d) {
 static void put(const nf_cached *c, void *to, float *scale, int64_t at, const float *x, int64_t rows) {
     int64_t width = c->heads * c->d;
     if (c->kind == NF_CACHE_F32) memcpy((float *)to + at * width, x, (size_t)(rows * width) * sizeof *x);
-    if (c->kind == NF_CACHE_F16) to_halves(c->isa, (uint16_t *)to + at * width, x, rows * width);
+    if (c->kind == NF_CACHE_F16) readers_of(c->isa).halves((uint16_t *)to + at * width, x, rows * width);
     if (c->kind == NF_CACHE_INT8)
         for (int64_t i = 0; i < rows * c->heads; i++)
             to_bytes((int8_t *)to + at * width + i * c->d, scale + at * c->heads + i, x + i * c->d, c->d);
@@ -119,11 +113,10 @@ void nf_cached_put(const nf_cached *c, int64_t at, const float *k, const float *
 
 static void get(const nf_cached *c, const void *from, const float *scale, int64_t at, float *x, int64_t rows) {
     int64_t width = c->heads * c->d;
-    for (int64_t i = at * width; i < (at + rows) * width; i++, x++) {
-        if (c->kind == NF_CACHE_F32) *x = ((const float *)from)[i];
-        if (c->kind == NF_CACHE_F16) *x = nf_half_to_float(((const uint16_t *)from)[i]);
-        if (c->kind == NF_CACHE_INT8) *x = (float)((const int8_t *)from)[i] * scale[i / c->d];
-    }
+    readers_of(c->isa).fetch(c->kind, x, from, at * width, rows * width);
+    if (c->kind != NF_CACHE_INT8) return;
+    for (int64_t i = 0; i < rows * c->heads; i++)
+        for (int64_t k = i * c->d; k < (i + 1) * c->d; k++) x[k] *= scale[at * c->heads + i];
 }
 
 void nf_cached_get(const nf_cached *c, int64_t at, float *k, float *v, int64_t rows) {

@@ -82,5 +82,15 @@ static NF_TARGET void NF_NAME(halves)(uint16_t *out, const float *x, int64_t n) 
     }
 }
 
+/* out (n,) = values [at, at + n) */
+static NF_TARGET void NF_NAME(fetch)(nf_cache_kind kind, float *out, const void *from, int64_t at, int64_t n) {
+    int64_t i = 0;
+    for (; i + NF_W <= n; i += NF_W) {
+        vf v = NF_NAME(load)(kind, from, at + i);
+        memcpy(out + i, &v, sizeof v);
+    }
+    for (; i < n; i++) out[i] = NF_NAME(value)(kind, from, at + i);
+}
+
 #undef vf
 #undef NF_INLINE

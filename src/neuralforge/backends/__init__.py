@@ -63,7 +63,7 @@ class Session(Protocol):
         """(sum of the token losses in nats, trained tokens) without gradients or dropout."""
 
     def new_cache(self, max_length: int, *, dtype: str = "f32") -> Any:
-        """An empty KV cache for one sequence of at most `max_length` tokens; it has `length` and `truncate(n)`.
+        """An empty KV cache for one sequence of at most `max_length` tokens; it has `length`, `capacity` and `truncate(n)`.
 
         `dtype` is how it holds keys and values: "f32", "f16" or "int8".
         """
