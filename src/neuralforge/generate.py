@@ -223,7 +223,8 @@ def batch_ids(
     for prompt in prompts:
         check_prompt(prompt, context)
     results: list[list[int]] = [[] for _ in prompts]
-    waiting, active = iter(enumerate(prompts)), []
+    waiting = iter(enumerate(prompts))
+    active: list[_Text] = []
     while True:
         while len(active) < at_once and (following := next(waiting, None)) is not None:
             index, prompt = following
