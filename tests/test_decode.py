@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_cpu_engine import fill, random_weights, relative, stream
 
+import neuralforge
 from neuralforge import _core, formats, generate
 from neuralforge.backends import cpu
 from neuralforge.config import LoraConfig, ModelConfig
@@ -270,3 +271,15 @@ def test_texts_side_by_side_do_not_share_a_cache(story) -> None:
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     assert all(e.startswith(t) and t for e, t in zip(expected, texts, strict=True))
     assert story.generate(PROMPTS[0], **options) == story.generate(PROMPTS[0], **options) == expected[0]
+
+
+def test_number_of_threads_is_the_default_of_new_engines() -> None:
+    try:
+        neuralforge.set_num_threads(3)
+        assert cpu.open(WIDE, random_weights(WIDE)).threads == 3
+        assert cpu.open(WIDE, random_weights(WIDE), threads=1).threads == 1
+        with pytest.raises(ConfigError, match="threads=-1"):
+            neuralforge.set_num_threads(-1)
+    finally:
+        neuralforge.set_num_threads(0)
+    assert cpu.open(WIDE, random_weights(WIDE)).threads == _core.available_threads()

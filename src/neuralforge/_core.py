@@ -46,6 +46,7 @@ MAX_THREADS = 1024  # of a pool, see csrc/core/pool.c
 MODES = {"none": lib.NF_MODE_INFER, "lora": lib.NF_MODE_LORA, "full": lib.NF_MODE_FULL}
 BLOCKS = {"Q8_0": lib.NF_BLOCK_Q8_0, "Q4_0": lib.NF_BLOCK_Q4_0, "Q4_K": lib.NF_BLOCK_Q4_K, "Q6_K": lib.NF_BLOCK_Q6_K}
 CACHES = {"f32": lib.NF_CACHE_F32, "f16": lib.NF_CACHE_F16, "int8": lib.NF_CACHE_INT8}
+_default_threads = [0]  # see set_num_threads
 _ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_ARGUMENT: ConfigError, lib.NF_ERR_MEMORY: WontFitError}
 
 
@@ -72,8 +73,23 @@ def _ints(array: I32) -> Any:
     return ffi.cast("int32_t *", array.ctypes.data)
 
 
+def set_num_threads(count: int) -> None:
+    """How many threads engines that are opened from now on take where none are asked for; 0 is all cores again.
+
+    Results do not depend on it.
+
+    Raises:
+        ConfigError: `count` is out of range.
+    """
+    if not 0 <= count <= MAX_THREADS:
+        raise ConfigError(f"threads={count}: must be 0 (all cores) or from 1 to {MAX_THREADS}")
+    _default_threads[0] = count
+
+
 def available_threads() -> int:
-    """Cores that this process may use."""
+    """What `set_num_threads` said, or the cores that this process may use."""
+    if _default_threads[0]:
+        return _default_threads[0]
     with contextlib.suppress(AttributeError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
