@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,10 @@ def transformers_bf16(job: Job) -> Callable[[int], dict[str, float]]:
     return turn
 
 
+# what is printed, the package that is needed, the maker
+PEERS = {"llama.cpp": ("xllamacpp", llama_cpp), "transformers bf16": ("transformers", transformers_bf16)}
+
+
 def read_bandwidth(threads: int, megabytes: int = 512) -> float:
     """Bytes per second that all threads together read from memory: numpy's bitwise or, the quickest of its reductions."""
     parts = np.array_split(np.ones(megabytes << 17, np.uint64), threads)
@@ -259,13 +264,14 @@ def report(figures: list[dict[str, dict[str, float]]], bandwidth: list[float], b
     most = f"at most {peak / bytes_read:.0f} a second"
     print(f"memory    {peak / 1e9:.1f} GB/s read; a token reads {bytes_read / 1e6:.0f} MB: {most}")
     for what, label in (("write", "writing"), ("read", f"reading {READ}")):
-        theirs = [name for name in figures[0] if name != "ours" and what in figures[0][name]]
-        best = max(theirs, key=lambda name: statistics.median([f[name][what] for f in figures]))
-        for name in ("ours", *theirs):
-            share = statistics.median([f[name]["write"] for f in figures]) * bytes_read / peak if what == "write" else 0
-            tail = f"   {100 * share:.0f} % of the bandwidth" if share else ""
-            print(f"{label:12} {name:18} {spread([f[name][what] for f in figures])} tokens/s{tail}")
-        print(f"{label:12} {'ratio to ' + best:18} {spread([f['ours'][what] / f[best][what] for f in figures])}")
+        medians = {name: statistics.median([f[name][what] for f in figures]) for name in figures[0] if what in figures[0][name]}
+        for name, median in medians.items():
+            share = f"   {100 * median * bytes_read / peak:.0f} % of the bandwidth" if what == "write" else ""
+            print(f"{label:12} {name:18} {spread([f[name][what] for f in figures])} tokens/s{share}")
+        theirs = {name: median for name, median in medians.items() if name != "ours"}
+        if theirs:
+            best = max(theirs, key=theirs.__getitem__)
+            print(f"{label:12} {'ratio to ' + best:18} {spread([f['ours'][what] / f[best][what] for f in figures])}")
 
 
 def main() -> None:
@@ -285,15 +291,10 @@ def main() -> None:
             path = Path(folder) / "model.gguf"
             bytes_read = write_model(path, SHAPES[options.shape], kind)
             job = Job(SHAPES[options.shape], str(path), threads)
-            makers = {"ours": ours, "llama.cpp": llama_cpp, "transformers bf16": transformers_bf16}
-            figures, bandwidth = measure({"ours": ours} if options.alone else makers, options.rounds, job)
+            found = {} if options.alone else {name: make for name, (package, make) in PEERS.items() if find_spec(package)}
+            figures, bandwidth = measure({"ours": ours} | found, options.rounds, job)
         print(f"job       {options.shape} {kind}, {threads} threads, {options.rounds} rounds")
-        if options.alone:
-            for what in ("write", "read"):
-                print(f"{what:12} {spread([f['ours'][what] for f in figures])} tokens/s")
-            print(f"memory    {spread([b / 1e9 for b in bandwidth])} GB/s; {bytes_read / 1e6:.0f} MB a token")
-        else:
-            report(figures, bandwidth, bytes_read)
+        report(figures, bandwidth, bytes_read)
 
 
 if __name__ == "__main__":
