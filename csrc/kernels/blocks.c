@@ -33,6 +33,45 @@ static inline int32_t round_to_whole(float x) {
 #undef NF_TARGET
 #undef NF_NAME
 
+/* The product of two rows. */
+static inline float dot_base(nf_block_kind kind, const uint8_t *row, const nf_block_pair *pairs, int64_t groups) {
+    group_base g;
+    float total = 0.0f;
+    for (int64_t at = 0; at < groups; at++) {
+        const nf_block_pair *x = &pairs[at / 2];
+        const int8_t *q = x->q + at % 2 * 32;
+        int32_t sums[2] = {0, 0};
+        unpack_base(&g, kind, row, at);
+        for (int half = 0; half < 2; half++)
+            for (int i = 16 * half; i < 16 * half + 16; i++) sums[half] += (int16_t)(g.q[i] * q[i]);
+        float product = g.d[0] * (float)sums[0] + g.d[1] * (float)sums[1] + g.m * (float)x->minus_sum[at % 2];
+        total += x->d[at % 2] * product;
+    }
+    return total;
+}
+
+static void decode_base(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                        int64_t o1) {
+    for (int64_t o = o0; o < o1; o++)
+        for (int64_t t = 0; t < rows; t++) {
+            const nf_block_pair *x = (const void *)((const char *)a + t * stride);
+            float *to = y + t * ldy + (o - o0);
+            switch (b->kind) { /* a constant kind in each case, so that the unpacking is inlined for it */
+            case NF_BLOCK_Q8_0:
+                *to = dot_base(NF_BLOCK_Q8_0, row_of(b, o), x, b->in / 32);
+                break;
+            case NF_BLOCK_Q4_0:
+                *to = dot_base(NF_BLOCK_Q4_0, row_of(b, o), x, b->in / 32);
+                break;
+            case NF_BLOCK_Q4_K:
+                *to = dot_base(NF_BLOCK_Q4_K, row_of(b, o), x, b->in / 32);
+                break;
+            default:
+                *to = dot_base(NF_BLOCK_Q6_K, row_of(b, o), x, b->in / 32);
+            }
+        }
+}
+
 #if defined(__x86_64__)
 #define NF_TARGET __attribute__((target("avx2,fma,f16c")))
 #define NF_NAME(x) x##_avx2
@@ -42,7 +81,6 @@ static inline int32_t round_to_whole(float x) {
 #else
 #define prepare_avx2 prepare_base
 #define widen_avx2 widen_base
-#define decode_avx2 decode_base
 #endif
 
 nf_block_path nf_block_path_here(void) {
@@ -84,7 +122,7 @@ void nf_blocks_decode(const nf_blocks *b, float *y, int64_t ldy, const void *a, 
         nf_blocks_decode_vnni(b, y, ldy, a, stride, rows, o0, o1);
         return;
     case NF_BLOCK_AVX2:
-        decode_avx2(b, y, ldy, a, stride, rows, o0, o1);
+        nf_blocks_decode_avx2(b, y, ldy, a, stride, rows, o0, o1);
         return;
     default:
         decode_base(b, y, ldy, a, stride, rows, o0, o1);

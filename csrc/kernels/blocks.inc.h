@@ -60,45 +60,6 @@ static NF_TARGET void NF_NAME(widen)(const nf_blocks *b, float *out, int64_t o, 
     }
 }
 
-/* The product of two rows. */
-NF_INLINE float NF_NAME(dot)(nf_block_kind kind, const uint8_t *row, const nf_block_pair *pairs, int64_t groups) {
-    NF_NAME(group) g;
-    float total = 0.0f;
-    for (int64_t at = 0; at < groups; at++) {
-        const nf_block_pair *x = &pairs[at / 2];
-        const int8_t *q = x->q + at % 2 * 32;
-        int32_t sums[2] = {0, 0};
-        NF_NAME(unpack)(&g, kind, row, at);
-        for (int half = 0; half < 2; half++)
-            for (int i = 16 * half; i < 16 * half + 16; i++) sums[half] += (int16_t)(g.q[i] * q[i]);
-        float product = g.d[0] * (float)sums[0] + g.d[1] * (float)sums[1] + g.m * (float)x->minus_sum[at % 2];
-        total += x->d[at % 2] * product;
-    }
-    return total;
-}
-
-static NF_TARGET void NF_NAME(decode)(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows,
-                                      int64_t o0, int64_t o1) {
-    for (int64_t o = o0; o < o1; o++)
-        for (int64_t t = 0; t < rows; t++) {
-            const nf_block_pair *x = (const void *)((const char *)a + t * stride);
-            float *to = y + t * ldy + (o - o0);
-            switch (b->kind) { /* a constant kind in each case, so that the unpacking is inlined for it */
-            case NF_BLOCK_Q8_0:
-                *to = NF_NAME(dot)(NF_BLOCK_Q8_0, row_of(b, o), x, b->in / 32);
-                break;
-            case NF_BLOCK_Q4_0:
-                *to = NF_NAME(dot)(NF_BLOCK_Q4_0, row_of(b, o), x, b->in / 32);
-                break;
-            case NF_BLOCK_Q4_K:
-                *to = NF_NAME(dot)(NF_BLOCK_Q4_K, row_of(b, o), x, b->in / 32);
-                break;
-            default:
-                *to = NF_NAME(dot)(NF_BLOCK_Q6_K, row_of(b, o), x, b->in / 32);
-            }
-        }
-}
-
 /* One group. */
 NF_INLINE void NF_NAME(prepare_group)(int8_t *q, float *d, int32_t *minus_sum, const float *values) {
     float top = 0.0f, infinite = 0.0f;
