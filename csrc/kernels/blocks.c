@@ -172,7 +172,8 @@ static float q4_0_error(const float *x, float d) {
     return error;
 }
 
-/* The scale of least squared error among some: -8 to the value of largest size exactly, down to 3/4 of that, either sign. */
+/* The scale of least squared error among some: those that take the value of largest size to a place from 7 to 9 steps off, on
+   either side; what is beyond the last step is cut. */
 static float q4_0_scale(const float *x) {
     enum { TRIES = 9 };
     float top = 0.0f, best = 0.0f, least = INFINITY;

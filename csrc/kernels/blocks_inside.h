@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What blocks.c and blocks_vnni.c share: how a block lies in memory. */
+/* What the files of blocks share: how a block lies in memory. */
 #ifndef NF_KERNELS_BLOCKS_INSIDE_H
 #define NF_KERNELS_BLOCKS_INSIDE_H
 
@@ -38,7 +38,7 @@ static inline void nf_q4_k_scales(const uint8_t *packed, uint64_t *scales, uint6
     *minima = (first >> 32 & 0x3f3f3f3f) | ((rest >> 4 & 0x0f0f0f0f) | high >> 32 << 4) << 32;
 }
 
-/* blocks_avx2.c and blocks_vnni.c; only where nf_block_path_here() says so. */
+/* blocks_avx2.c, blocks_vnni.c and blocks_panel.c; only where nf_block_path_here() says so. */
 void nf_blocks_decode_avx2(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
                            int64_t o1);
 void nf_blocks_prepare_vnni(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width);
