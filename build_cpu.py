@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent
 HEADERS = (
     "core/status.h",
     "core/cpu.h",
+    "kernels/rows.h",
     "kernels/convert.h",
+    "kernels/blocks.h",
+    "kernels/cached.h",
     "kernels/matmul.h",
     "kernels/optimizer.h",
     "decoder/decoder.h",

@@ -353,10 +353,16 @@ def test_folders_that_hold_no_model(tmp_path: Path, content: dict[str, bytes] | 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a.pt", "pickle"), ("a.pth", "pickle"), ("a.gguf", "not a model file"), ("model.safetensors", "its folder")],
+    [
+        ("a.pt", "pickle"),
+        ("a.pth", "pickle"),
+        ("a.gguf", "no GGUF file"),
+        ("a.xyz", "not a model file"),
+        ("model.safetensors", "its folder"),
+    ],
 )
 def test_files_that_are_no_model(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / name).write_bytes(b"GGUF and so on")
+    (tmp_path / name).write_bytes(b"some text")
     with pytest.raises(ModelError, match=message) as caught:
         load(tmp_path / name)
     assert name in str(caught.value)
@@ -542,3 +548,34 @@ def test_folders(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(OutputError):
         files.fsync_dir(tmp_path / "a")
+
+
+def test_a_fused_tensor_with_too_many_rows_is_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    config = {
+        "model_type": "phi3",
+        "vocab_size": 11,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
+    shapes = {
+        "self_attn.qkv_proj": (48, 16),
+        "self_attn.o_proj": (16, 16),
+        "mlp.gate_up_proj": (48, 16),
+        "mlp.down_proj": (16, 24),
+    }
+    shapes |= {"input_layernorm": (16,), "post_attention_layernorm": (16,)}
+    tensors = {f"model.layers.0.{n}.weight": np.ones(s, np.float32) for n, s in shapes.items()}
+    tensors |= {"model.embed_tokens.weight": np.ones((11, 16), np.float32), "model.norm.weight": np.ones(16, np.float32)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert load(tmp_path).weights["model.layers.0.mlp.up_proj.weight"].shape == (24, 16)
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    save_file(load_file(tmp_path / "model.safetensors") | {name: np.ones((49, 16), np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"qkv_proj.weight is \[49, 16\]; its parts have 48 rows"):
+        load(tmp_path)

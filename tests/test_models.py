@@ -266,3 +266,75 @@ def test_transformers_reads_what_is_written(tmp_path: Path, changes: dict[str, A
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert "rope_parameters" in again or "rope_scaling" in again
     assert module.read_config(again, "again") == config
+
+
+# --- the other families
+
+PHI = {"model_type": "phi3", "max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"model_type": "qwen2"}, "attention_bias", True),
+        ({"model_type": "qwen2"}, "max_position_embeddings", 32768),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": False}, "qk_norm", False),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, "head_dim", 8),
+        ({"model_type": "qwen3"}, "head_dim", 128),
+        ({"model_type": "qwen3", "head_dim": 16}, "qk_norm", True),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"] * 2, "sliding_window": 8}, "attention_bias", False),
+        (PHI | {"sliding_window": 2047}, "max_position_embeddings", 2047),
+        (PHI | {"sliding_window": 262144}, "max_position_embeddings", 4096),
+        (PHI | {"sliding_window": None, "resid_pdrop": 0.0, "lm_head_bias": False}, "model_type", "phi3"),
+        (PHI | {"partial_rotary_factor": 0.75}, "rope", RopeConfig(partial_rotary_factor=0.75)),
+    ],
+)
+def test_what_the_other_families_say(changes: dict[str, Any], field: str, value: object) -> None:
+    assert getattr(read(**changes), field) == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
+            "sliding_window=64",
+        ),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2, "sliding_window": 8}, "sliding_window=8"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
+        ({"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4}}, "'yarn' is not supported"),
+        (PHI | {"lm_head_bias": True}, "lm_head_bias"),
+        (PHI | {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}}, "short_factor"),
+        ({"model_type": "qwen3_moe"}, "'qwen3_moe' is not supported"),
+        ({"model_type": "smollm3"}, "'smollm3' is not supported"),
+        ({"model_type": "gemma"}, "'gemma' is not supported"),
+    ],
+)
+def test_what_the_other_families_refuse(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen3-1.7B", 1_720_574_976),
+        ("phi3.5-mini-instruct", 3_821_079_552),
+        ("llama3-8B-instruct", 8_030_261_248),
+    ],
+)
+def test_real_configs_have_the_published_number_of_parameters(shared: Path, name: str, parameters: int) -> None:
+    values = json.loads((shared / "configs" / name / "config.json").read_text())
+    assert family(values["model_type"]).read_config(values, name).num_parameters == parameters
+
+
+def test_fused_tensors_are_row_slices() -> None:
+    config = read(**PHI, num_key_value_heads=2)
+    places = family("phi3").tensors(config)
+    assert places.keys() == tensor_shapes(config).keys()
+    layer = "model.layers.1."
+    assert places[layer + "self_attn.v_proj.weight"] == Stored(layer + "self_attn.qkv_proj.weight", slice(48, 64))
+    assert places[layer + "mlp.up_proj.weight"] == Stored(layer + "mlp.gate_up_proj.weight", slice(48, 96))
+    assert places[layer + "self_attn.o_proj.weight"] == Stored(layer + "self_attn.o_proj.weight")

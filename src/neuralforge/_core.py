@@ -21,6 +21,7 @@ from ._cpu import ffi, lib
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
 
 SLOTS = {
     "embed": lib.NF_EMBED,
@@ -43,6 +44,9 @@ SLOTS = {
 }
 MAX_THREADS = 1024  # of a pool, see csrc/core/pool.c
 MODES = {"none": lib.NF_MODE_INFER, "lora": lib.NF_MODE_LORA, "full": lib.NF_MODE_FULL}
+BLOCKS = {"Q8_0": lib.NF_BLOCK_Q8_0, "Q4_0": lib.NF_BLOCK_Q4_0, "Q4_K": lib.NF_BLOCK_Q4_K, "Q6_K": lib.NF_BLOCK_Q6_K}
+CACHES = {"f32": lib.NF_CACHE_F32, "f16": lib.NF_CACHE_F16, "int8": lib.NF_CACHE_INT8}
+_default_threads = [0]  # see set_num_threads
 _ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_MEMORY: WontFitError}
 
 
@@ -69,8 +73,23 @@ def _ints(array: I32) -> Any:
     return ffi.cast("int32_t *", array.ctypes.data)
 
 
+def set_num_threads(count: int) -> None:
+    """How many threads engines that are opened from now on take where none are asked for; 0 is all cores again.
+
+    Results do not depend on it.
+
+    Raises:
+        ConfigError: `count` is out of range.
+    """
+    if not 0 <= count <= MAX_THREADS:
+        raise ConfigError(f"threads={count}: must be 0 (all cores) or from 1 to {MAX_THREADS}")
+    _default_threads[0] = count
+
+
 def available_threads() -> int:
-    """Cores that this process may use."""
+    """What `set_num_threads` said, or the cores that this process may use."""
+    if _default_threads[0]:
+        return _default_threads[0]
     with contextlib.suppress(AttributeError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -126,6 +145,38 @@ def to_int8(array: F32) -> tuple[npt.NDArray[np.int8], F32]:
     return out, scale
 
 
+def to_blocks(array: F32, kind: str) -> U8:
+    """Rows of a float32 matrix as rows of blocks, "Q8_0" or "Q4_0"; the width must be a multiple of 32."""
+    rows, width = array.shape
+    out = np.empty((rows, block_bytes(kind, width)), np.uint8)
+    quantise = lib.nf_to_q8_0 if kind == "Q8_0" else lib.nf_to_q4_0
+    quantise(ffi.cast("void *", out.ctypes.data), _floats(array), rows, width)
+    return out
+
+
+def block_bytes(kind: str, width: int) -> int:
+    """Bytes of a row of `width` values in blocks of `kind`."""
+    return int(width // lib.nf_block_values(BLOCKS[kind]) * lib.nf_block_bytes(BLOCKS[kind]))
+
+
+def from_blocks(rows: U8, kind: str) -> F32:
+    """The values of rows of blocks."""
+    width = rows.shape[1] // lib.nf_block_bytes(BLOCKS[kind]) * lib.nf_block_values(BLOCKS[kind])
+    out = np.empty((rows.shape[0], width), np.float32)
+    blocks = ffi.new("nf_blocks *", [BLOCKS[kind], lib.nf_block_path_here(), ffi.cast("void *", rows.ctypes.data), width])
+    for o in range(rows.shape[0]):
+        lib.nf_blocks_widen(blocks, _floats(out[o]), o, 0, width)
+    return out
+
+
+def first_nonfinite_blocks(rows: U8, kind: str) -> int | None:
+    """The first row with a scale that is NaN or infinite, or None."""
+    width = rows.shape[1] // lib.nf_block_bytes(BLOCKS[kind]) * lib.nf_block_values(BLOCKS[kind])
+    data = ffi.cast("void *", rows.ctypes.data)
+    row = int(lib.nf_blocks_first_nonfinite(BLOCKS[kind], data, rows.shape[0], width))
+    return None if row < 0 else row
+
+
 def first_nonfinite(array: F32) -> int | None:
     """Flat index of the first NaN or infinity, or None."""
     index = int(lib.nf_first_nonfinite(_floats(array), array.size))
@@ -161,11 +212,13 @@ def arena_bytes(
 
 
 class Cache:
-    """Key-value cache of one sequence."""
+    """Key-value cache of one sequence; `kind` is a key of CACHES."""
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
+    def __init__(self, engine: Engine, capacity: int, kind: str = "f32") -> None:
         out = ffi.new("nf_cache **")
-        _check(lib.nf_cache_new(out, engine.handle, capacity))
+        _check(lib.nf_cache_new(out, engine.handle, capacity, CACHES[kind]))
+        self.capacity = capacity
+        self.capacity = capacity
         self.handle = ffi.gc(out[0], lib.nf_cache_free)
 
     @property
@@ -188,6 +241,9 @@ class Engine:
         _check(lib.nf_engine_new(out, shape.to_c(), _floats(inverse_frequencies), threads))
         self.handle = ffi.gc(out[0], lib.nf_engine_free)
 
+    def set_frequencies(self, inverse_frequencies: F32) -> None:
+        lib.nf_engine_set_frequencies(self.handle, _floats(inverse_frequencies))
+
     def set(self, slot: str, layer: int, weight: F32, gradient: F32 | None = None) -> None:
         self._alive += [weight, gradient]
         _check(lib.nf_engine_set(self.handle, SLOTS[slot], layer, _floats(weight), _floats(gradient)))
@@ -199,6 +255,11 @@ class Engine:
         self._alive += [weight, scale]
         data = ffi.cast("void *", weight.ctypes.data)
         _check(lib.nf_engine_set_narrow(self.handle, SLOTS[slot], layer, data, _floats(scale)))
+
+    def set_blocks(self, slot: str, layer: int, rows: U8, kind: str) -> None:
+        """A frozen matrix in blocks; `kind` is a key of BLOCKS."""
+        self._alive.append(rows)
+        _check(lib.nf_engine_set_blocks(self.handle, SLOTS[slot], layer, ffi.cast("void *", rows.ctypes.data), BLOCKS[kind]))
 
     def set_lora(
         self, slot: str, layer: int, *, scale: float, dropout: float, a: F32, b: F32, d_a: F32 | None, d_b: F32 | None
@@ -220,6 +281,13 @@ class Engine:
     def logits(self, cache: Cache, tokens: I32, *, last_only: bool) -> F32:
         out = np.empty((1 if last_only else tokens.size, self.shape.vocab), np.float32)
         _check(lib.nf_engine_logits(self.handle, cache.handle, _ints(tokens), tokens.size, last_only, _floats(out)))
+        return out
+
+    def decode(self, caches: Sequence[Cache], tokens: I32) -> F32:
+        """Append tokens[i] to caches[i]; (n, V) logits."""
+        out = np.empty((tokens.size, self.shape.vocab), np.float32)
+        handles = ffi.new("nf_cache *[]", [cache.handle for cache in caches])
+        _check(lib.nf_engine_decode(self.handle, handles, _ints(tokens), tokens.size, _floats(out)))
         return out
 
     def close(self) -> None:

@@ -114,7 +114,7 @@ def _adapter(path: Path) -> Facts:
     return {
         "path": str(path),
         **{name: config.get(name) for name in wanted},
-        "params": sum(int(t.data.size) for t in tensors.values()),
+        "params": sum(t.size for t in tensors.values()),
         **_stored(tensors),
     }
 

@@ -16,6 +16,32 @@ F32Array = npt.NDArray[np.float32]
 # dtype name in safetensors -> numpy type of the stored bits (numpy has no bfloat16)
 STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
+# block type of GGUF -> (values, bytes) of a block; a row is whole blocks
+BLOCKS = {
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+    "IQ1_S": (256, 50),
+    "IQ1_M": (256, 56),
+    "IQ2_XXS": (256, 66),
+    "IQ2_XS": (256, 74),
+    "IQ2_S": (256, 82),
+    "IQ3_XXS": (256, 98),
+    "IQ3_S": (256, 110),
+    "IQ4_NL": (32, 18),
+    "IQ4_XS": (256, 136),
+    "TQ1_0": (256, 54),
+    "TQ2_0": (256, 66),
+    "MXFP4": (32, 17),
+}
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -23,8 +49,8 @@ class Tensor:
 
     Attributes:
         name: canonical name (`model.layers.0.self_attn.q_proj.weight`).
-        dtype: "F32", "F16" or "BF16".
-        data: memory-mapped array, C order; BF16 as uint16 bit patterns.
+        dtype: "F32", "F16", "BF16", or a block type of GGUF ("Q8_0", "Q4_K", ...).
+        data: memory-mapped array, C order; BF16 as uint16 bit patterns, block types as rows of uint8.
         source: file it comes from, for error messages.
     """
 
@@ -35,15 +61,34 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.data.shape)
+        """The shape in values."""
+        if self.dtype not in BLOCKS:
+            return tuple(self.data.shape)
+        values, size = BLOCKS[self.dtype]
+        return (*self.data.shape[:-1], self.data.shape[-1] // size * values)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
 
     def float32(self) -> F32Array:
         """The values as float32: a view where the file holds aligned float32, else a copy."""
+        if self.dtype in BLOCKS:
+            return _dequantised(self.data, self.dtype)
         if self.dtype == "BF16":
             return (self.data.astype(np.uint32) << 16).view(np.float32)
         if self.dtype == "F32" and self.data.flags.aligned and self.data.flags.c_contiguous:
             return self.data.view(np.float32)
         return np.ascontiguousarray(self.data, dtype=np.float32)
+
+
+def _dequantised(rows: npt.NDArray[np.uint8], dtype: str) -> F32Array:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    with np.errstate(all="ignore"):  # whoever uses the weights looks for values that are not finite
+        return np.ascontiguousarray(dequantize(rows, GGMLQuantizationType[dtype]), np.float32)
 
 
 Weights = Mapping[str, Tensor]

@@ -7,14 +7,15 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig, tensor_shapes
 from ..errors import ModelError
 from ..files import UNREADABLE
-from ..weights import STORED, Tensor
+from ..models import Stored
+from ..weights import BLOCKS, STORED, Tensor
 
 _SHOWN = 4  # names listed in one message
 _SAFETENSORS_HINT = "save the model as safetensors with transformers: model.save_pretrained(folder)"
@@ -41,7 +42,7 @@ def load(path: str | Path) -> Checkpoint:
     """Open a model; weights stay memory-mapped.
 
     Args:
-        path: a Hugging Face folder, or a llama2.c .bin file.
+        path: a Hugging Face folder, a .gguf file, or a llama2.c .bin file.
 
     Raises:
         ModelError: nothing there, a kind of file that is not read, or a damaged or incomplete model.
@@ -52,7 +53,7 @@ def load(path: str | Path) -> Checkpoint:
     try:
         if not place.exists():
             raise ModelError(
-                f"{place}: no such file or folder", hint="give the path of a model folder or of a llama2.c .bin file"
+                f"{place}: no such file or folder", hint="give the path of a model folder, a .gguf or a llama2.c .bin file"
             )
         for module in _formats():
             if module.matches(place):
@@ -96,7 +97,9 @@ def _not_a_model_file(place: Path) -> ModelError:
         return pickle_error(place)
     if place.suffix in (".safetensors", ".json"):
         return ModelError(f"{place}: is one file of a model", hint=f"give its folder: {place.parent}")
-    return ModelError(f"{place}: not a model file of a known kind", hint="known: Hugging Face folders and llama2.c .bin files")
+    return ModelError(
+        f"{place}: not a model file of a known kind", hint="known: Hugging Face folders, .gguf and llama2.c .bin files"
+    )
 
 
 def is_pickle(path: Path) -> bool:
@@ -131,13 +134,59 @@ def complete(config: ModelConfig, weights: Mapping[str, Tensor], *, source: str)
     unknown = [name for name in weights if name not in shapes and not _harmless(name, config)]
     present = [(weights[name], shape) for name, shape in shapes.items() if name in weights]
     wrong = [f"{t.name} {list(t.shape)} instead of {list(shape)}" for t, shape in present if t.shape != shape]
-    dtypes = [f"{t.name} {t.dtype}" for t, _ in present if t.dtype not in STORED]
+    dtypes = [f"{t.name} {t.dtype}" for t, _ in present if t.dtype not in STORED and t.dtype not in BLOCKS]
     complaints = {"missing": missing, "not known": unknown, "of a wrong shape": wrong, "of a dtype that is not read": dtypes}
     found = [_complaint(len(names), kind, names) for kind, names in complaints.items() if names]
     if found:
         hint = "use F32, F16 or BF16 weights" if dtypes else "config.json and the weights must be of the same model"
         raise ModelError(f"{source}: {'; '.join(found)}", hint=hint)
     return {name: weights[name] for name in shapes}
+
+
+def by_canonical_name(places: Mapping[str, Stored], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stored tensors under canonical names, fused ones cut into their rows; what no place asks for keeps its name.
+
+    Args:
+        places: of every tensor of the model, by canonical name.
+        stored: tensors by the names that `places` uses.
+
+    Raises:
+        ModelError: a fused tensor has more or fewer rows than its parts.
+    """
+    rows = fused_rows(places)
+    found = {}
+    for name, place in places.items():
+        tensor = stored.get(place.name)
+        if tensor is None:
+            continue
+        if place.rows is None:
+            found[name] = replace(tensor, name=name)
+            continue
+        if tensor.shape[0] != rows[place.name]:
+            raise ModelError(
+                f"{tensor.source}: tensor {place.name} is {list(tensor.shape)}; its parts have {rows[place.name]} rows",
+                hint="config.json and the weights must be of the same model",
+            )
+        found[name] = replace(tensor, name=name, data=tensor.data[place.rows])
+    used = {place.name for place in places.values()}
+    return found | {name: tensor for name, tensor in stored.items() if name not in used}
+
+
+def fused_rows(places: Mapping[str, Stored]) -> dict[str, int]:
+    """Rows of each fused tensor, by its stored name."""
+    rows: dict[str, int] = {}
+    for place in places.values():
+        if place.rows is not None:
+            rows[place.name] = max(rows.get(place.name, 0), place.rows.stop)
+    return rows
+
+
+def stored_parts(places: Mapping[str, Stored]) -> dict[str, list[str]]:
+    """{stored name: canonical names of its parts in the order of its rows}, in file order."""
+    parts: dict[str, list[str]] = {}
+    for name, place in places.items():
+        parts.setdefault(place.name, []).append(name)
+    return parts
 
 
 def _complaint(count: int, kind: str, names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from ..files import make_folder, read_bytes, read_json, write_atomic
 from ..models import family
 from ..models.fields import Fields
 from ..weights import STORED, F32Array, Tensor
-from . import Checkpoint, complete, is_pickle, pickle_error, safetensors, to_half
+from . import Checkpoint, by_canonical_name, complete, is_pickle, pickle_error, safetensors, stored_parts, to_half
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -123,20 +123,13 @@ def canonical_name(stored: str) -> str:
 
 
 def _canonical(config: ModelConfig, stored: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Tensors under canonical names; what the family does not know keeps its name, to be named in the error."""
+    """Tensors under canonical names, also of a model that was saved without its output head."""
     left: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if canonical_name(name) in left:
             raise ModelError(f"{source}: tensor {canonical_name(name)!r} occurs twice, with and without 'model.'", hint=_COPY)
         left[canonical_name(name)] = tensor
-    found, used = {}, set()
-    for name, place in family(config.model_type).tensors(config).items():
-        if place.name in left:
-            tensor = left[place.name]
-            data = tensor.data if place.rows is None else tensor.data[place.rows]
-            found[name] = replace(tensor, name=name, data=data)
-            used.add(place.name)
-    return found | {name: tensor for name, tensor in left.items() if name not in used}
+    return by_canonical_name(family(config.model_type).tensors(config), left)
 
 
 def save_model(
@@ -176,10 +169,14 @@ def save_model(
         if name not in ("config.json", _WEIGHTS):
             write_atomic(folder / name, read_bytes(source))
 
-    def arrays() -> Iterator[F32Array]:
-        for name in shapes:
-            yield np.asarray(to_half(tensors[name], config, name), np.float32)
+    stored = stored_parts(family(config.model_type).tensors(config))
+    sizes = {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in stored.items()}
 
-    safetensors.write(folder / _WEIGHTS, shapes, arrays(), dtype=dtype, metadata={"format": "pt"})
+    def arrays() -> Iterator[F32Array]:
+        for parts in stored.values():
+            values = [np.asarray(to_half(tensors[name], config, name), np.float32) for name in parts]
+            yield values[0] if len(values) == 1 else np.concatenate(values)
+
+    safetensors.write(folder / _WEIGHTS, sizes, arrays(), dtype=dtype, metadata={"format": "pt"})
     values = family(config.model_type).write_config(config) | {"torch_dtype": _TORCH_NAMES[dtype]}
     write_atomic(folder / "config.json", (json.dumps(values, indent=2) + "\n").encode())
