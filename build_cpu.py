@@ -19,11 +19,17 @@ ROOT = Path(__file__).resolve().parent
 HEADERS = (
     "core/status.h",
     "core/cpu.h",
+    "core/block_types.h",
+    "kernels/rows.h",
     "kernels/convert.h",
+    "kernels/blocks.h",
+    "kernels/cached.h",
     "kernels/matmul.h",
     "kernels/optimizer.h",
     "quant/pack.h",
     "decoder/decoder.h",
+    "tokenizer/tokenizer.h",
+    "tokenizer/words.h",
 )
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c"))
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]

@@ -37,6 +37,7 @@ RUNS = {
     "attention.py": ("--shape stories110m", "--shape qwen3-0.6b --rounds 2"),
     "memory.py": ("--shape stories110m", "--shape qwen3-0.6b"),
     "documents.py": ("--rounds 2",),
+    "tokenizer.py": ("--threads 1 --libraries neuralforge,fastokens,gigatoken,kitoken",),
     "import.py": ("",),
 }
 

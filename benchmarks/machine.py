@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-PACKAGES = ("neuralforge", "numpy", "scipy-openblas32", "torch", "transformers", "peft")
+PACKAGES = ("neuralforge", "numpy", "scipy-openblas32", "torch", "transformers", "peft", "xllamacpp")
 VARIABLES = ("OPENBLAS_", "OMP_", "MKL_", "GOTO_", "KMP_", "GOMP_", "VECLIB_")
 
 

@@ -9,6 +9,8 @@
 #include <stdint.h>
 
 #include "../core/status.h"
+#include "../kernels/blocks.h"
+#include "../kernels/cached.h"
 
 /* B T C H K D F V L of the papers, spelled out. */
 typedef struct nf_shape {
@@ -63,6 +65,9 @@ nf_status nf_engine_set(nf_engine *engine, nf_slot slot, int64_t layer, const fl
 /* Give a frozen matrix in a narrow form: bf16 bits, or with `scale` (out,) int8 rows; see kernels/linear.h. */
 nf_status nf_engine_set_narrow(nf_engine *engine, nf_slot slot, int64_t layer, const void *weight, const float *scale);
 
+/* Give a frozen matrix in blocks; its rows are whole blocks. */
+nf_status nf_engine_set_blocks(nf_engine *engine, nf_slot slot, int64_t layer, const void *weight, nf_block_kind kind);
+
 /* Give a low-rank pair of a matrix slot: a (r, in), b (out, r); y += scale * B A dropout(x).
    d_a, d_b: gradients, added to in NF_MODE_LORA (NULL otherwise). */
 nf_status nf_engine_set_lora(nf_engine *engine, nf_slot slot, int64_t layer, int64_t r, float scale, float dropout,
@@ -85,7 +90,7 @@ nf_status nf_engine_step(nf_engine *engine, const int32_t *tokens, const int32_t
                          const int32_t *bounds, int64_t documents, int backward, uint64_t seed, double *loss, int64_t *counted);
 
 /* Key-value cache of one sequence of at most `capacity` tokens. */
-nf_status nf_cache_new(nf_cache **out, const nf_engine *engine, int64_t capacity);
+nf_status nf_cache_new(nf_cache **out, const nf_engine *engine, int64_t capacity, nf_cache_kind kind);
 void nf_cache_free(nf_cache *cache);
 int64_t nf_cache_length(const nf_cache *cache);
 /* Forget all but the first `length` tokens. */
@@ -93,5 +98,9 @@ nf_status nf_cache_truncate(nf_cache *cache, int64_t length);
 
 /* Append T tokens to the cache and write their logits: (T, vocab), or (1, vocab) of the last one with last_only. */
 nf_status nf_engine_logits(nf_engine *engine, nf_cache *cache, const int32_t *tokens, int64_t T, int last_only, float *logits);
+
+/* Append tokens[i] to caches[i] for n sequences at once, at most max_tokens of them, and write n rows of logits (n, vocab).  A
+   cache may be named several times: its tokens then follow each other.  A row is computed as it would be alone, to the bit. */
+nf_status nf_engine_decode(nf_engine *engine, nf_cache *const *caches, const int32_t *tokens, int64_t n, float *logits);
 
 #endif

@@ -103,23 +103,46 @@ static nf_linear *matrix_of(nf_engine *e, nf_slot slot, int64_t layer) {
     return which < 0 ? NULL : &e->blocks[layer].p[which].base;
 }
 
-static void set_matrix(nf_engine *e, nf_slot slot, int64_t layer, nf_linear_kind kind, const void *w, const float *scale) {
+/* Put a matrix into its slot, with the slot's shape. */
+static void set_matrix(nf_engine *e, nf_slot slot, int64_t layer, nf_linear given) {
     nf_linear *l = matrix_of(e, slot, layer);
-    int64_t out = e->shape.vocab, in = e->shape.hidden;
-    if (slot != NF_EMBED && slot != NF_HEAD) projection_shape(&e->shape, projection_of(slot), &out, &in);
-    const float *bias = l->bias;
-    *l = nf_linear_of(kind, out, in, w, scale);
-    l->bias = bias;
-    e->narrow |= kind != NF_LINEAR_F32;
+    given.bias = l->bias;
+    *l = given;
+    e->narrow |= given.kind != NF_LINEAR_F32;
+    int which = projection_of(slot);
+    if (which >= 0) e->blocks[layer].p[which].key = (int32_t)(layer * P_COUNT + which);
 }
 
-nf_status nf_engine_set_narrow(nf_engine *e, nf_slot slot, int64_t layer, const void *weight, const float *scale) {
+static void matrix_shape(const nf_engine *e, nf_slot slot, int64_t *out, int64_t *in) {
+    *out = e->shape.vocab, *in = e->shape.hidden;
+    if (slot != NF_EMBED && slot != NF_HEAD) projection_shape(&e->shape, projection_of(slot), out, in);
+}
+
+static nf_status check_matrix(nf_engine *e, nf_slot slot, int64_t layer) {
     int per_layer = slot > NF_EMBED && slot < NF_FINAL_NORM;
     if (slot < 0 || slot >= NF_SLOT_COUNT || (per_layer && (layer < 0 || layer >= e->shape.layers)) ||
         !matrix_of(e, slot, layer))
         return nf_fail(NF_ERR_ARGUMENT, "no matrix of slot %d in layer %lld", (int)slot, (long long)layer);
-    set_matrix(e, slot, layer, scale ? NF_LINEAR_INT8 : NF_LINEAR_BF16, weight, scale);
-    if (per_layer) e->blocks[layer].p[projection_of(slot)].key = (int32_t)(layer * P_COUNT + projection_of(slot));
+    return NF_OK;
+}
+
+nf_status nf_engine_set_blocks(nf_engine *e, nf_slot slot, int64_t layer, const void *weight, nf_block_kind kind) {
+    int64_t out, in;
+    NF_TRY(check_matrix(e, slot, layer));
+    if (kind < 0 || kind >= NF_BLOCK_MULTIPLIED) return nf_fail(NF_ERR_ARGUMENT, "blocks of kind %d", (int)kind);
+    matrix_shape(e, slot, &out, &in);
+    if (in % nf_block_values(kind))
+        return nf_fail(NF_ERR_ARGUMENT, "rows of %lld values are no whole blocks of %lld", (long long)in,
+                       (long long)nf_block_values(kind));
+    set_matrix(e, slot, layer, nf_linear_of_blocks(kind, out, in, weight));
+    return NF_OK;
+}
+
+nf_status nf_engine_set_narrow(nf_engine *e, nf_slot slot, int64_t layer, const void *weight, const float *scale) {
+    int64_t out, in;
+    NF_TRY(check_matrix(e, slot, layer));
+    matrix_shape(e, slot, &out, &in);
+    set_matrix(e, slot, layer, nf_linear_of(scale ? NF_LINEAR_INT8 : NF_LINEAR_BF16, out, in, weight, scale));
     return NF_OK;
 }
 
@@ -130,13 +153,15 @@ nf_status nf_engine_set(nf_engine *e, nf_slot slot, int64_t layer, const float *
         return nf_fail(NF_ERR_ARGUMENT, "no slot %d in layer %lld", (int)slot, (long long)layer);
     block *b = per_layer ? &e->blocks[layer] : NULL;
     norm given = {weight, gradient};
+    int64_t out = 0, in = 0;
+    if (matrix_of(e, slot, layer)) matrix_shape(e, slot, &out, &in);
     switch (slot) {
     case NF_EMBED:
-        set_matrix(e, slot, 0, NF_LINEAR_F32, weight, NULL);
+        set_matrix(e, slot, 0, nf_linear_of(NF_LINEAR_F32, out, in, weight, NULL));
         e->d_embed = gradient;
         return NF_OK;
     case NF_HEAD:
-        set_matrix(e, slot, 0, NF_LINEAR_F32, weight, NULL);
+        set_matrix(e, slot, 0, nf_linear_of(NF_LINEAR_F32, out, in, weight, NULL));
         e->d_head = gradient;
         return NF_OK;
     case NF_ATTN_NORM:
@@ -163,9 +188,8 @@ nf_status nf_engine_set(nf_engine *e, nf_slot slot, int64_t layer, const float *
     default:
         break;
     }
-    set_matrix(e, slot, layer, NF_LINEAR_F32, weight, NULL);
+    set_matrix(e, slot, layer, nf_linear_of(NF_LINEAR_F32, out, in, weight, NULL));
     b->p[which].d_weight = gradient;
-    b->p[which].key = (int32_t)(layer * P_COUNT + which);
     return NF_OK;
 }
 
@@ -236,7 +260,9 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     e->losses = floats(a, T);
     e->picked_at = take(a, T, sizeof(int32_t)), e->picked_target = take(a, T, sizeof(int32_t));
     e->spans = take(a, T, sizeof(nf_span));
-    e->attention_scratch = floats(a, workers * nf_attention_scratch(c->head_dim));
+    int64_t tiles = nf_attention_scratch(c->head_dim), one = nf_cached_scratch(c->heads / c->kv_heads);
+    e->attention_floats = tiles > one ? tiles : one;
+    e->attention_scratch = floats(a, workers * e->attention_floats);
     e->worker_floats = dropout ? (T > widest ? T : widest) * 128 : 0; /* rows x input, or T x columns of a gradient */
     e->worker_scratch = floats(a, workers * e->worker_floats);
     int64_t prepared = e->narrow ? nf_operand_bytes(T, widest) : 0;
@@ -422,39 +448,6 @@ nf_status nf_engine_step(nf_engine *e, const int32_t *tokens, const int32_t *tar
 
 /* -------- generation -------- */
 
-nf_status nf_cache_new(nf_cache **out, const nf_engine *e, int64_t capacity) {
-    *out = NULL;
-    if (capacity < 1 || capacity > 1 << 24) return nf_fail(NF_ERR_ARGUMENT, "a cache of %lld tokens", (long long)capacity);
-    nf_cache *cache = calloc(1, sizeof *cache);
-    if (!cache) return nf_fail(NF_ERR_MEMORY, "no memory for a cache");
-    cache->capacity = capacity, cache->layers = e->shape.layers, cache->width = e->shape.kv_heads * e->shape.head_dim;
-    size_t size = (size_t)(cache->layers * capacity * cache->width) * sizeof(float);
-    cache->k = malloc(size), cache->v = malloc(size);
-    if (!cache->k || !cache->v) {
-        nf_cache_free(cache);
-        return nf_fail(NF_ERR_MEMORY, "no memory for a cache of %lld tokens (%.1f MB)", (long long)capacity,
-                       2.0 * (double)size / 1e6);
-    }
-    *out = cache;
-    return NF_OK;
-}
-
-void nf_cache_free(nf_cache *cache) {
-    if (!cache) return;
-    free(cache->k);
-    free(cache->v);
-    free(cache);
-}
-
-int64_t nf_cache_length(const nf_cache *cache) { return cache->length; }
-
-nf_status nf_cache_truncate(nf_cache *cache, int64_t length) {
-    if (length < 0 || length > cache->length)
-        return nf_fail(NF_ERR_ARGUMENT, "truncate to %lld of %lld tokens", (long long)length, (long long)cache->length);
-    cache->length = length;
-    return NF_OK;
-}
-
 /* One piece that fits the arena: positions follow those in the cache. */
 static void infer_piece(nf_engine *e, nf_cache *cache, const int32_t *tokens, int64_t T, int64_t wanted, float *logits) {
     e->spans[0] = (nf_span){0, T, 0, cache->length + T};
@@ -472,12 +465,34 @@ static void infer_piece(nf_engine *e, nf_cache *cache, const int32_t *tokens, in
     nf_project(e, heads, 1, (float *const[]){logits}, e->picked, NULL, wanted);
 }
 
-nf_status nf_engine_logits(nf_engine *e, nf_cache *cache, const int32_t *tokens, int64_t T, int last_only, float *logits) {
-    if (e->max_tokens < 1) return nf_fail(NF_ERR_STATE, "nothing is reserved");
+static nf_status check_room(const nf_cache *cache, int64_t T) {
     if (T < 1 || cache->length + T > cache->capacity)
         return nf_fail(NF_ERR_ARGUMENT, "%lld tokens after %lld in a cache of %lld", (long long)T, (long long)cache->length,
                        (long long)cache->capacity);
+    return NF_OK;
+}
+
+nf_status nf_engine_decode(nf_engine *e, nf_cache *const *caches, const int32_t *tokens, int64_t n, float *logits) {
+    if (n < 1 || n > e->max_tokens)
+        return nf_fail(NF_ERR_ARGUMENT, "%lld sequences at once, room for %lld", (long long)n, (long long)e->max_tokens);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t same = 0;
+        for (int64_t k = 0; k <= i; k++) same += caches[k] == caches[i];
+        NF_TRY(check_room(caches[i], same));
+    }
+    NF_TRY(check_ids(e, tokens, n, 0, "token"));
+    nf_decode(e, caches, tokens, n, logits);
+    return NF_OK;
+}
+
+nf_status nf_engine_logits(nf_engine *e, nf_cache *cache, const int32_t *tokens, int64_t T, int last_only, float *logits) {
+    if (e->max_tokens < 1) return nf_fail(NF_ERR_STATE, "nothing is reserved");
+    NF_TRY(check_room(cache, T));
     NF_TRY(check_ids(e, tokens, T, 0, "token"));
+    if (T == 1) {
+        nf_decode(e, &cache, tokens, 1, logits);
+        return NF_OK;
+    }
     for (int64_t from = 0; from < T; from += e->max_tokens) {
         int64_t n = nf_min(e->max_tokens, T - from), wanted = !last_only ? n : from + n == T ? 1 : 0;
         infer_piece(e, cache, tokens + from, n, wanted, last_only ? logits : logits + from * e->shape.vocab);

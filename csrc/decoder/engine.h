@@ -5,6 +5,7 @@
 
 #include "../core/pool.h"
 #include "../kernels/attention.h"
+#include "../kernels/cached.h"
 #include "../kernels/linear.h"
 #include "../kernels/rows.h"
 #include "decoder.h"
@@ -77,6 +78,7 @@ struct nf_engine {
     nf_span *spans;
     float *attention_scratch, *entropy_scratch, *worker_scratch;
     int64_t worker_floats;     /* of worker_scratch, for each worker */
+    int64_t attention_floats;  /* of attention_scratch; at least what nf_attention_scratch says */
     int narrow;                /* some weight is not float32 */
     nf_linear kv_form;         /* how the keys and values are kept in training */
     void *input, *d_output[3]; /* prepared operands of the current projections */
@@ -98,8 +100,12 @@ typedef struct stream {
 } stream;
 
 struct nf_cache {
-    int64_t capacity, length, layers, width; /* width = kv_heads * head_dim */
-    float *k, *v;                            /* (layers, capacity, width) */
+    nf_cache_kind kind;
+    nf_isa isa;
+    int64_t capacity, length, layers, heads, d, width; /* width = heads * d, of keys */
+    void *k, *v;                                       /* (layers, capacity, width) */
+    float *k_scale, *v_scale;                          /* (layers, capacity, heads) of int8 */
+    float *wide_k, *wide_v;                            /* (capacity, width): one layer as float32, for many queries at once */
 };
 
 enum { ROW_TILE = 16 }; /* rows of one task of the row kernels */
@@ -115,6 +121,12 @@ nf_attention nf_attention_of(const nf_engine *e, const stream *s, const activati
 
 /* forward.c: fill the activations of one block from its kept input, without its output. */
 void nf_forward_again(nf_engine *e, const stream *s, int64_t layer);
+
+/* Cosines and sines of one row. */
+void nf_rope_angles(nf_engine *e, int64_t t, int32_t position);
+
+/* q/k norm and rotation of some rows. */
+void nf_rotate(nf_engine *e, const block *b, int64_t row, int64_t rows);
 
 /* backward.c: e->x holds the gradient of the last block's output on entry. */
 void nf_backward(nf_engine *e, const stream *s);
@@ -144,5 +156,14 @@ void nf_project_gradient_rows(nf_engine *e, projection *const *p, int n, const s
    d_x = sum over them. */
 void nf_project_backward(nf_engine *e, projection *const *p, int n, float *const *d_y, const float *x, float *d_x,
                          const stream *s);
+
+/* decode.c: the ids have been checked. */
+void nf_decode(nf_engine *e, nf_cache *const *caches, const int32_t *tokens, int64_t n, float *logits);
+
+/* cache.c */
+nf_cached nf_cache_layer(const nf_cache *cache, int64_t layer);
+
+/* The first `length` positions of a layer as float32, until the next call. */
+void nf_cache_wide(nf_engine *e, nf_cache *cache, int64_t layer, int64_t length, const float **k, const float **v);
 
 #endif

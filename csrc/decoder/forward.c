@@ -14,19 +14,23 @@ typedef struct job {
     int64_t layer;
 } job;
 
+void nf_rope_angles(nf_engine *e, int64_t t, int32_t position) {
+    int64_t half = e->shape.rotary / 2;
+    for (int64_t i = 0; i < half; i++) {
+        /* The angle is rounded to float32 as the models were trained; its sine and cosine are not. */
+        double angle = (double)((float)position * e->inverse_frequencies[i]);
+        e->cosine[t * half + i] = (float)cos(angle) * e->shape.rope_factor;
+        e->sine[t * half + i] = (float)sin(angle) * e->shape.rope_factor;
+    }
+}
+
 static void embed_rows(void *context, int64_t index, int worker) {
     const job *j = context;
     const nf_shape *c = &j->e->shape;
-    int64_t half = c->rotary / 2;
     (void)worker;
     for (int64_t t = index * ROW_TILE, end = nf_min(t + ROW_TILE, j->s->T); t < end; t++) {
         nf_linear_row(&j->e->embed, j->e->x + t * c->hidden, j->s->tokens[t]);
-        for (int64_t i = 0; i < half; i++) {
-            /* The angle is rounded to float32 as the models were trained; its sine and cosine are not. */
-            double angle = (double)((float)j->s->positions[t] * j->e->inverse_frequencies[i]);
-            j->e->cosine[t * half + i] = (float)cos(angle) * c->rope_factor;
-            j->e->sine[t * half + i] = (float)sin(angle) * c->rope_factor;
-        }
+        nf_rope_angles(j->e, t, j->s->positions[t]);
     }
 }
 
@@ -46,35 +50,38 @@ static void attention_norm_rows(void *context, int64_t index, int worker) {
     norm_and_lora(j, &j->b->attn_norm, j->e->x, qkv, 3, row, rows, worker);
 }
 
-/* q/k norm, rotation, and the way of k and v to where attention reads them. */
-static void rotate_rows(void *context, int64_t index, int worker) {
-    const job *j = context;
-    nf_engine *e = j->e;
+void nf_rotate(nf_engine *e, const block *b, int64_t row, int64_t rows) {
     const nf_shape *c = &e->shape;
-    activations *a = j->act;
-    int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), d = c->head_dim, half = c->rotary / 2;
-    int64_t H = c->heads * d, K = c->kv_heads * d;
-    (void)worker;
-    if (j->b->q_norm.gain) {
+    const activations *a = &b->act;
+    int64_t d = c->head_dim, half = c->rotary / 2, H = c->heads * d, K = c->kv_heads * d;
+    if (b->q_norm.gain) {
         if (a->q_raw) {
             memcpy(a->q_raw + row * H, a->q + row * H, (size_t)(rows * H) * sizeof(float));
             memcpy(a->k_raw + row * K, a->k + row * K, (size_t)(rows * K) * sizeof(float));
         }
-        e->kernels->rmsnorm_forward(a->q + row * H, d, a->q + row * H, d, j->b->q_norm.gain, rows * c->heads, d, c->eps);
-        e->kernels->rmsnorm_forward(a->k + row * K, d, a->k + row * K, d, j->b->k_norm.gain, rows * c->kv_heads, d, c->eps);
+        e->kernels->rmsnorm_forward(a->q + row * H, d, a->q + row * H, d, b->q_norm.gain, rows * c->heads, d, c->eps);
+        e->kernels->rmsnorm_forward(a->k + row * K, d, a->k + row * K, d, b->k_norm.gain, rows * c->kv_heads, d, c->eps);
     }
     const float *cosine = e->cosine + row * half, *sine = e->sine + row * half;
     e->kernels->rope(a->q + row * H, H, cosine, sine, rows, c->heads, d, half, c->interleaved, 1.0f);
     e->kernels->rope(a->k + row * K, K, cosine, sine, rows, c->kv_heads, d, half, c->interleaved, 1.0f);
-    if (!j->s->cache) {
-        if (e->kv_form.kind == NF_LINEAR_F32) return;
+}
+
+/* q/k norm, rotation, and the way of k and v to where attention reads them. */
+static void rotate_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    const activations *a = j->act;
+    int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row);
+    int64_t K = j->e->shape.kv_heads * j->e->shape.head_dim;
+    (void)worker;
+    nf_rotate(j->e, j->b, row, rows);
+    if (j->s->cache) {
+        nf_cached cached = nf_cache_layer(j->s->cache, j->layer);
+        nf_cached_put(&cached, j->s->cache->length + row, a->k + row * K, a->v + row * K, rows);
+    } else if (j->e->kv_form.kind != NF_LINEAR_F32) {
         nf_to_bf16((uint16_t *)a->keys + row * K, a->k + row * K, rows * K);
         nf_to_bf16((uint16_t *)a->values + row * K, a->v + row * K, rows * K);
-        return;
     }
-    int64_t at = (j->layer * j->s->cache->capacity + j->s->cache->length + row) * K;
-    memcpy(j->s->cache->k + at, a->k + row * K, (size_t)(rows * K) * sizeof(float));
-    memcpy(j->s->cache->v + at, a->v + row * K, (size_t)(rows * K) * sizeof(float));
 }
 
 static void ffn_norm_rows(void *context, int64_t index, int worker) {
@@ -120,9 +127,10 @@ static void forward_block(nf_engine *e, const stream *s, int64_t layer, int with
 
     nf_attention attention = nf_attention_of(e, s, a);
     if (s->cache) {
-        int64_t cached = layer * s->cache->capacity * s->cache->width;
+        const float *k, *v;
+        nf_cache_wide(e, s->cache, layer, s->cache->length + s->T, &k, &v);
         attention.form = (nf_linear){.kind = NF_LINEAR_F32};
-        attention.k = s->cache->k + cached, attention.v = s->cache->v + cached;
+        attention.k = k, attention.v = v;
     }
     nf_attention_forward(e->pool, e->kernels, &attention, a->attended, s->keep ? a->lse : NULL, a->q, e->attention_scratch);
     if (b->p[P_O].r || e->narrow) nf_project_prepare(e, o, 1, s, a->attended);

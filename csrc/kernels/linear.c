@@ -7,12 +7,20 @@
 #include "matmul.h"
 #include "narrow.h"
 
+enum { STRIP = 64 };      /* columns of blocks that are turned into bf16 at a time */
 enum { WIDEN_ROWS = 32 }; /* rows of a narrow weight that are turned into float32 at a time */
 
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale) {
     nf_cpu_dot has = nf_cpu_dots();
     nf_linear l = {.kind = kind, .out = out, .in = in, .ld = in, .w = w, .scale = scale};
     l.narrow = (kind == NF_LINEAR_BF16 && has.bf16) || (kind == NF_LINEAR_INT8 && has.int8);
+    return l;
+}
+
+nf_linear nf_linear_of_blocks(nf_block_kind kind, int64_t out, int64_t in, const void *w) {
+    nf_block_path path = nf_block_path_here();
+    nf_linear l = {.kind = NF_LINEAR_BLOCKS, .out = out, .in = in, .w = w, .blocks = {kind, path, w, in}};
+    l.narrow = path == NF_BLOCK_VNNI;
     return l;
 }
 
@@ -29,13 +37,13 @@ nf_operand nf_operand_in(void *memory, const float *x, int64_t ld, int64_t rows,
 }
 
 static void *row_of(const nf_linear *l, const nf_operand *a, int64_t row) {
-    int64_t size = l->kind == NF_LINEAR_BF16 ? 2 : 1;
+    int64_t size = l->kind == NF_LINEAR_INT8 ? 1 : 2; /* prepared blocks have room for more than they need */
     return (char *)a->prepared + row * nf_narrow_stride(a->width) * size;
 }
 
 static void prepare(const nf_linear *l, const nf_operand *a, const float *factor, int64_t row, int64_t rows) {
     if (!l->narrow) return;
-    if (l->kind == NF_LINEAR_BF16)
+    if (l->kind != NF_LINEAR_INT8) /* the gradient of blocks too */
         nf_bf16_prepare(row_of(l, a, row), a->x + row * a->ld, a->ld, rows, a->width);
     else
         nf_int8_prepare(row_of(l, a, row), a->scale + row, a->x + row * a->ld, a->ld, factor, rows, a->width);
@@ -48,7 +56,15 @@ nf_linear nf_linear_of_operand(const nf_linear *like, const nf_operand *a, int64
     return l;
 }
 
-void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int64_t rows) { prepare(l, a, NULL, row, rows); }
+/* Bytes between prepared rows of blocks: those that nf_operand_bytes counts. */
+static int64_t block_stride(const nf_operand *a) { return nf_narrow_stride(a->width) * (int64_t)sizeof(uint16_t); }
+
+void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int64_t rows) {
+    if (l->kind == NF_LINEAR_BLOCKS)
+        nf_blocks_prepare(l->blocks.path, row_of(l, a, row), block_stride(a), a->x + row * a->ld, a->ld, rows, a->width);
+    else
+        prepare(l, a, NULL, row, rows);
+}
 
 void nf_linear_prepare_gradient(const nf_linear *l, const nf_operand *a, int64_t o0, int64_t row, int64_t rows) {
     prepare(l, a, l->scale ? l->scale + o0 : NULL, row, rows);
@@ -70,6 +86,8 @@ static void widen(const nf_linear *l, float *out, int64_t o, int64_t i0, int64_t
     } else if (l->kind == NF_LINEAR_BF16) {
         const uint16_t *w = (const uint16_t *)l->w + o * l->ld + i0;
         for (int64_t i = 0; i < n; i++) out[i] = from_bf16(w[i]);
+    } else if (l->kind == NF_LINEAR_BLOCKS) {
+        nf_blocks_widen(&l->blocks, out, o, i0, n);
     } else {
         const int8_t *w = (const int8_t *)l->w + o * l->ld + i0;
         for (int64_t i = 0; i < n; i++) out[i] = (float)w[i] * l->scale[o];
@@ -77,8 +95,9 @@ static void widen(const nf_linear *l, float *out, int64_t o, int64_t i0, int64_t
 }
 
 int64_t nf_linear_scratch(int64_t width, int64_t rank) {
-    int64_t panel = nf_narrow_scratch(width, rank), widened = WIDEN_ROWS * width * (int64_t)sizeof(float);
-    return panel > widened ? panel : widened;
+    int64_t panel = nf_narrow_scratch(width, rank) + width * STRIP * (int64_t)sizeof(uint16_t);
+    int64_t widened = WIDEN_ROWS * width * (int64_t)sizeof(float), most = panel > widened ? panel : widened;
+    return most > nf_blocks_scratch() ? most : nf_blocks_scratch();
 }
 
 /* Put the parts before and behind a product that nf_matmul adds to: returns its beta. */
@@ -107,7 +126,7 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
                     int64_t o1, const nf_addend *add, void *scratch) {
     const float *from = x->x + row * x->ld;
     if (!add) add = &nothing;
-    if (l->narrow) {
+    if (l->narrow && l->kind != NF_LINEAR_BLOCKS) {
         nf_narrow n = narrow_of(l);
         nf_narrow_forward(&n, y, ldy, row_of(l, x, row), x->scale + row, rows, o0, o1, add, scratch);
         return;
@@ -115,6 +134,8 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
     float beta = before(add, y, ldy, rows, o1 - o0);
     if (l->kind == NF_LINEAR_F32)
         nf_matmul(0, 1, rows, o1 - o0, l->in, 1.0f, from, x->ld, (const float *)l->w + o0 * l->ld, l->ld, beta, y, ldy);
+    else if (l->narrow)
+        nf_blocks_forward(&l->blocks, y, ldy, row_of(l, x, row), block_stride(x), rows, o0, o1, beta, scratch);
     else
         for (int64_t o = o0; o < o1; o += WIDEN_ROWS) {
             int64_t cols = o1 - o < WIDEN_ROWS ? o1 - o : WIDEN_ROWS;
@@ -124,11 +145,45 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
     behind(add, y, ldy, rows, o1 - o0);
 }
 
+/* Each product of a row goes over the same columns in the same order, however many rows there are. */
+void nf_linear_decode(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t rows, int64_t o0, int64_t o1,
+                      void *scratch) {
+    if (l->kind == NF_LINEAR_BLOCKS) {
+        nf_blocks_decode(&l->blocks, y, ldy, row_of(l, x, 0), block_stride(x), rows, o0, o1);
+        return;
+    }
+    for (int64_t o = o0; o < o1; o += WIDEN_ROWS)
+        for (int64_t t = 0; t < rows; t++)
+            nf_linear_tile(l, y + t * ldy + (o - o0), ldy, x, t, 1, o, o1 - o < WIDEN_ROWS ? o1 : o + WIDEN_ROWS, NULL,
+                           scratch);
+}
+
+/* Strips of columns as bf16, with what narrow.c has for that. */
+static void input_of_blocks(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
+                            int64_t o0, int64_t i0, int64_t i1, const nf_addend *add, void *scratch) {
+    uint16_t *strip = scratch;
+    nf_narrow w = {strip, NULL, dy->width, STRIP, STRIP};
+    for (int64_t from = i0 / STRIP * STRIP; from < i1; from += STRIP) {
+        int64_t first = from < i0 ? i0 : from, end = i1 < from + STRIP ? i1 : from + STRIP;
+        nf_blocks_strip(&l->blocks, strip, o0, dy->width, from / STRIP);
+        nf_addend part = *add;
+        if (part.start) part.start += first - i0;
+        if (part.bias) part.bias += first - i0;
+        if (part.v) part.v += (first - i0) * part.v_c;
+        nf_narrow_input(&w, dx + (first - i0), lddx, row_of(l, dy, row), dy->scale + row, rows, 0, dy->width, first - from,
+                        end - from, &part, strip + dy->width * STRIP);
+    }
+}
+
 void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
                           int64_t o0, int64_t i0, int64_t i1, const nf_addend *add, void *scratch) {
     const float *from = dy->x + row * dy->ld;
     int64_t n = i1 - i0;
     if (!add) add = &nothing;
+    if (l->narrow && l->kind == NF_LINEAR_BLOCKS) {
+        input_of_blocks(l, dx, lddx, dy, row, rows, o0, i0, i1, add, scratch);
+        return;
+    }
     if (l->narrow) {
         nf_narrow w = narrow_of(l);
         nf_narrow_input(&w, dx, lddx, row_of(l, dy, row), dy->scale + row, rows, o0, o0 + dy->width, i0, i1, add, scratch);

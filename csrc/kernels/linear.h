@@ -6,10 +6,13 @@
 
 #include <stdint.h>
 
+#include "blocks.h"
+
 typedef enum nf_linear_kind {
-    NF_LINEAR_F32 = 0,  /* float32 */
-    NF_LINEAR_BF16 = 1, /* bf16 bits; activations are rounded to bf16 too where the processor multiplies them */
-    NF_LINEAR_INT8 = 2  /* int8 and a scale for each row; activations int8 with a scale for each token */
+    NF_LINEAR_F32 = 0,   /* float32 */
+    NF_LINEAR_BF16 = 1,  /* bf16 bits; activations are rounded to bf16 too where the processor multiplies them */
+    NF_LINEAR_INT8 = 2,  /* int8 and a scale for each row; activations int8 with a scale for each token */
+    NF_LINEAR_BLOCKS = 3 /* blocks of GGUF; activations int8 with a scale for each 32 */
 } nf_linear_kind;
 
 /* w: (out, in) row-major in the form of `kind`, rows ld elements apart (ld = in from nf_linear_of), owned by the caller;
@@ -20,10 +23,13 @@ typedef struct nf_linear {
     const void *w;
     const float *scale;
     const float *bias;
-    int narrow; /* the processor multiplies this kind itself; otherwise it is widened to float32, tile by tile */
+    nf_blocks blocks; /* of NF_LINEAR_BLOCKS */
+    int narrow;       /* the processor multiplies this kind itself; otherwise it is widened to float32, tile by tile */
 } nf_linear;
 
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale);
+
+nf_linear nf_linear_of_blocks(nf_block_kind kind, int64_t out, int64_t in, const void *w);
 
 /* Rows of activations, and their prepared form where the kind of weight has one. */
 typedef struct nf_operand {
@@ -63,6 +69,10 @@ int64_t nf_linear_scratch(int64_t width, int64_t rank);
 /* y (rows, o1-o0) = x[row : row+rows] W[o0:o1]^T + add.  W's own bias is not added. One thread. */
 void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows, int64_t o0,
                     int64_t o1, const nf_addend *add, void *scratch);
+
+/* y (rows, o1-o0) = x W[o0:o1]^T for a few rows that share the reading of W; each is computed as it would be alone. */
+void nf_linear_decode(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t rows, int64_t o0, int64_t o1,
+                      void *scratch);
 
 /* dx (rows, i1-i0) = dy[row : row+rows] W[o0 : o0+width, i0:i1] + add; width is that of dy. One thread. */
 void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,

@@ -339,46 +339,61 @@ NF_TARGET static void multiply(const tile *t, int64_t rows, int int8) {
 }
 
 /* One row of activations: each weight is used once, so it is read where it lies, four rows of it at a time. */
-enum { AT_ONCE = 4 };
+enum { AT_ONCE = 4, AHEAD = 8192 }; /* rows side by side; bytes: how early memory is asked for */
 
-NF_TARGET static void bf16_vector(const nf_narrow *n, float *y, const char *a, int64_t o, int64_t count) {
+NF_INLINE void bf16_vector(const nf_narrow *n, float *y, const char *a, int64_t o, const int64_t count) {
     const char *w = (const char *)n->w + o * n->ld * 2;
     __m512i sums[AT_ONCE];
+#pragma GCC unroll 4
     for (int c = 0; c < AT_ONCE; c++) sums[c] = _mm512_setzero_si512();
     for (int64_t at = 0; at < n->in * 2; at += 64) {
         __m512i x = _mm512_loadu_si512(a + at);
-        for (int64_t c = 0; c < count; c++)
-            add_products(&sums[c], x, _mm512_maskz_loadu_epi8(bytes_left(n->in * 2 - at), w + c * n->ld * 2 + at), 0);
+        __mmask64 some = bytes_left(n->in * 2 - at);
+#pragma GCC unroll 4
+        for (int64_t c = 0; c < count; c++) {
+            _mm_prefetch(w + c * n->ld * 2 + at + AHEAD, _MM_HINT_T0);
+            add_products(&sums[c], x, _mm512_maskz_loadu_epi8(some, w + c * n->ld * 2 + at), 0);
+        }
     }
+#pragma GCC unroll 4
     for (int64_t c = 0; c < count; c++) y[c] = _mm512_reduce_add_ps(_mm512_castsi512_ps(sums[c]));
 }
 
-NF_TARGET static void int8_vector(const nf_narrow *n, float *y, const char *a, float a_scale, int64_t o, int64_t count) {
+NF_INLINE void int8_vector(const nf_narrow *n, float *y, const char *a, float a_scale, int64_t o, const int64_t count) {
     const char *w = (const char *)n->w + o * n->ld;
     const __m512i ones = _mm512_set1_epi8(1);
     __m512i sums[AT_ONCE], of_w[AT_ONCE];
+#pragma GCC unroll 4
     for (int c = 0; c < AT_ONCE; c++) sums[c] = of_w[c] = _mm512_setzero_si512();
     for (int64_t at = 0; at < n->in; at += 64) {
         __m512i x = _mm512_loadu_si512(a + at);
+        __mmask64 some = bytes_left(n->in - at);
+#pragma GCC unroll 4
         for (int64_t c = 0; c < count; c++) {
-            __m512i row = _mm512_maskz_loadu_epi8(bytes_left(n->in - at), w + c * n->ld + at);
+            _mm_prefetch(w + c * n->ld + at + AHEAD, _MM_HINT_T0);
+            __m512i row = _mm512_maskz_loadu_epi8(some, w + c * n->ld + at);
             add_products(&sums[c], x, row, 1);
             add_products(&of_w[c], ones, row, 1);
         }
     }
+#pragma GCC unroll 4
     for (int64_t c = 0; c < count; c++) {
         int32_t sum = _mm512_reduce_add_epi32(sums[c]) - 128 * _mm512_reduce_add_epi32(of_w[c]);
         y[c] = (float)sum * a_scale * n->scale[o + c];
     }
 }
 
-static void one_row(const nf_narrow *n, float *y, const void *a, const float *a_scale, int64_t o0, int64_t o1,
-                    const nf_addend *add) {
+NF_TARGET static void one_row(const nf_narrow *n, float *y, const void *a, const float *a_scale, int64_t o0, int64_t o1,
+                              const nf_addend *add) {
     float sums[AT_ONCE];
     for (int64_t o = o0; o < o1; o += AT_ONCE) {
         int64_t count = min64(AT_ONCE, o1 - o);
-        if (n->scale)
+        if (n->scale && count == AT_ONCE)
+            int8_vector(n, sums, a, *a_scale, o, AT_ONCE);
+        else if (n->scale)
             int8_vector(n, sums, a, *a_scale, o, count);
+        else if (count == AT_ONCE)
+            bf16_vector(n, sums, a, o, AT_ONCE);
         else
             bf16_vector(n, sums, a, o, count);
         for (int64_t i = 0, c = o - o0; i < count; i++, c++) {

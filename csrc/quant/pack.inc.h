@@ -73,7 +73,7 @@ NF_KERNEL void NF_NAME(pack_signed)(uint8_t *out, const float *x, int half) {
         int32_t level = (int32_t)((double)x[i] * (double)inverse + (half + 0.5));
         q[i] = (uint8_t)(level < 2 * half - 1 ? level : 2 * half - 1);
     }
-    put_half(out, to_half(d));
+    put_half(out, nf_float_to_half(d));
     NF_NAME(put_levels)(out + 2, q, half == 16);
 }
 
@@ -87,8 +87,8 @@ NF_KERNEL void NF_NAME(pack_between)(uint8_t *out, const float *x, int top) {
         int32_t level = (int32_t)((x[i] - low) * inverse + 0.5f);
         q[i] = (uint8_t)(level < top ? level : top);
     }
-    put_half(out, to_half(d));
-    put_half(out + 2, to_half(low));
+    put_half(out, nf_float_to_half(d));
+    put_half(out + 2, nf_float_to_half(low));
     NF_NAME(put_levels)(out + 4, q, top == 31);
 }
 
@@ -209,11 +209,11 @@ NF_INLINE void finish_range(uint8_t *out, const float *x, const float *scale, co
         top_minimum = minimum[j] > top_minimum ? minimum[j] : top_minimum;
     }
     float to_six = top_scale > 0.0f ? 63.0f / top_scale : 0.0f, to_six_m = top_minimum > 0.0f ? 63.0f / top_minimum : 0.0f;
-    uint16_t d = to_half(top_scale / 63.0f), m = to_half(top_minimum / 63.0f);
+    uint16_t d = nf_float_to_half(top_scale / 63.0f), m = nf_float_to_half(top_minimum / 63.0f);
     uint8_t s[8], t[8], q[SUPER];
     for (int j = 0; j < 8; j++) {
         s[j] = (uint8_t)(to_six * scale[j] + 0.5f), t[j] = (uint8_t)(to_six_m * minimum[j] + 0.5f);
-        float unit = from_half(d) * s[j], base = from_half(m) * t[j], inverse = unit > 0.0f ? 1.0f / unit : 0.0f;
+        float unit = nf_half_to_float(d) * s[j], base = nf_half_to_float(m) * t[j], inverse = unit > 0.0f ? 1.0f / unit : 0.0f;
         levels(q + 32 * j, x + 32 * j, 32, inverse, base * inverse, 0.0f, top, 0);
     }
     put_half(out, d);
@@ -231,7 +231,7 @@ NF_INLINE void finish_range(uint8_t *out, const float *x, const float *scale, co
 /* Two blocks are 16 parts; a last block alone leaves lanes empty. */
 NF_KERNEL void pack_range(uint8_t *out, const float *x, int64_t blocks, int five) {
     float t[32 * LANES], scale[LANES], minimum[LANES];
-    int64_t bytes = sizes[five ? NF_BLOCK_Q5_K : NF_BLOCK_Q4_K].bytes;
+    int64_t bytes = nf_block_bytes(five ? NF_BLOCK_Q5_K : NF_BLOCK_Q4_K);
     for (int64_t b = 0; b < blocks; b += 2) {
         int given = b + 1 < blocks ? 2 : 1;
         lanes_of(t, x + b * SUPER, 32, 8 * given);
@@ -248,13 +248,13 @@ NF_KERNEL void pack_symmetric(uint8_t *out, const float *x) {
     for (int j = 0; j < 16; j++)
         if (fabsf(scale[j]) > top) top = fabsf(scale[j]), largest = scale[j];
     float to_eight = top > 0.0f ? -128.0f / largest : 0.0f; /* the largest scale becomes exactly -128 */
-    uint16_t d = to_half(top > 0.0f ? largest / -128.0f : 0.0f);
+    uint16_t d = nf_float_to_half(top > 0.0f ? largest / -128.0f : 0.0f);
     uint8_t q[SUPER], *low = out, *high = out + 128;
     for (int j = 0; j < 16; j++) {
         int32_t s = NF_NAME(half_away)(to_eight * scale[j]);
         s = s > 127 ? 127 : s;
         out[192 + j] = (uint8_t)(int8_t)s;
-        float unit = from_half(d) * (float)s;
+        float unit = nf_half_to_float(d) * (float)s;
         levels(q + 16 * j, x + 16 * j, 16, unit != 0.0f ? 1.0f / unit : 0.0f, 0.0f, -32.0f, 31.0f, 32);
     }
     for (int n = 0; n < SUPER; n += 128, low += 64, high += 32)
@@ -275,17 +275,17 @@ NF_KERNEL void pack_eight(uint8_t *out, const float *x, int64_t blocks) {
         lanes_of(t, x + 32 * b, 32, given);
         fit_eight(scale, t);
         for (int i = 0; i < given; i++) {
-            uint8_t *block = out + (b + i) * sizes[NF_BLOCK_Q8_0].bytes;
-            uint16_t d = to_half(scale[i]);
-            float unit = from_half(d);
+            uint8_t *block = out + (b + i) * nf_block_bytes(NF_BLOCK_Q8_0);
+            uint16_t d = nf_float_to_half(scale[i]);
+            float unit = nf_half_to_float(d);
             put_half(block, d);
             levels(block + 2, x + 32 * (b + i), 32, unit > 0.0f ? 1.0f / unit : 0.0f, 0.0f, -127.0f, 127.0f, 0);
         }
     }
 }
 
-NF_KERNEL void pack_simple(nf_block_type type, uint8_t *out, const float *x) {
-    switch (type) {
+NF_KERNEL void pack_simple(nf_block_kind kind, uint8_t *out, const float *x) {
+    switch (kind) {
     case NF_BLOCK_Q4_0:
         NF_NAME(pack_signed)(out, x, 8);
         break;
@@ -303,16 +303,16 @@ NF_KERNEL void pack_simple(nf_block_type type, uint8_t *out, const float *x) {
     }
 }
 
-NF_KERNEL void NF_NAME(pack)(nf_block_type type, uint8_t *out, const float *x, int64_t blocks) {
-    if (type == NF_BLOCK_Q4_K || type == NF_BLOCK_Q5_K) {
-        pack_range(out, x, blocks, type == NF_BLOCK_Q5_K);
+NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, uint8_t *out, const float *x, int64_t blocks) {
+    if (kind == NF_BLOCK_Q4_K || kind == NF_BLOCK_Q5_K) {
+        pack_range(out, x, blocks, kind == NF_BLOCK_Q5_K);
         return;
     }
-    if (type == NF_BLOCK_Q8_0) {
+    if (kind == NF_BLOCK_Q8_0) {
         pack_eight(out, x, blocks);
         return;
     }
-    for (int64_t b = 0; b < blocks; b++) pack_simple(type, out + b * sizes[type].bytes, x + b * sizes[type].values);
+    for (int64_t b = 0; b < blocks; b++) pack_simple(kind, out + b * nf_block_bytes(kind), x + b * nf_block_values(kind));
 }
 
 #undef vf

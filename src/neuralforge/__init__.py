@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; a test compares the two lists
+    from ._core import set_num_threads
     from .config import LoraConfig, ModelConfig, TrainConfig
     from .errors import (
         AdapterError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "_core": "set_num_threads",
     "config": "LoraConfig ModelConfig TrainConfig",
     "errors": "AdapterError AdapterMismatchError BackendError ConfigError DataError ExportError ModelError NeuralForgeError "
     "NonFiniteLossError OutputError OverflowRowError TokenizerError TrainingError WontFitError",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BackendError, ConfigError, NeuralForgeError, WontFitError
+from .errors import BackendError, ConfigError, NeuralForgeError, TokenizerError, WontFitError
 
 with contextlib.suppress(ImportError):  # loads the BLAS library; absent on macOS and where plain C was built
     import scipy_openblas32  # noqa: F401
@@ -21,6 +21,7 @@ from ._cpu import ffi, lib
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
 
 SLOTS = {
     "embed": lib.NF_EMBED,
@@ -43,23 +44,28 @@ SLOTS = {
 }
 MAX_THREADS = 1024  # of a pool, see csrc/core/pool.c
 MODES = {"none": lib.NF_MODE_INFER, "lora": lib.NF_MODE_LORA, "full": lib.NF_MODE_FULL}
-BLOCK_TYPES = {
+BLOCKS = {
     "Q8_0": lib.NF_BLOCK_Q8_0,
     "Q4_0": lib.NF_BLOCK_Q4_0,
+    "Q4_K": lib.NF_BLOCK_Q4_K,
+    "Q6_K": lib.NF_BLOCK_Q6_K,
+}
+# written in exports; BLOCKS are multiplied too
+_PACKED = BLOCKS | {
     "Q4_1": lib.NF_BLOCK_Q4_1,
     "Q5_0": lib.NF_BLOCK_Q5_0,
     "Q5_1": lib.NF_BLOCK_Q5_1,
-    "Q4_K": lib.NF_BLOCK_Q4_K,
     "Q5_K": lib.NF_BLOCK_Q5_K,
-    "Q6_K": lib.NF_BLOCK_Q6_K,
 }
-_ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_ARGUMENT: ConfigError, lib.NF_ERR_MEMORY: WontFitError}
+CACHES = {"f32": lib.NF_CACHE_F32, "f16": lib.NF_CACHE_F16, "int8": lib.NF_CACHE_INT8}
+_default_threads = [0]  # see set_num_threads
+_ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_MEMORY: WontFitError}
 
 
-def _check(status: int) -> None:
+def _check(status: int, argument: type[NeuralForgeError] = ConfigError) -> None:
     if status != lib.NF_OK:
         message = ffi.string(lib.nf_last_error()).decode("utf-8", "replace")
-        kind = _ERRORS.get(status, BackendError)
+        kind = argument if status == lib.NF_ERR_ARGUMENT else _ERRORS.get(status, BackendError)
         hint = "use a smaller max_length, per_device_train_batch_size or model" if kind is WontFitError else ""
         raise kind(message, hint=hint)
 
@@ -79,8 +85,23 @@ def _ints(array: I32) -> Any:
     return ffi.cast("int32_t *", array.ctypes.data)
 
 
+def set_num_threads(count: int) -> None:
+    """How many threads engines that are opened from now on take where none are asked for; 0 is all cores again.
+
+    Results do not depend on it.
+
+    Raises:
+        ConfigError: `count` is out of range.
+    """
+    if not 0 <= count <= MAX_THREADS:
+        raise ConfigError(f"threads={count}: must be 0 (all cores) or from 1 to {MAX_THREADS}")
+    _default_threads[0] = count
+
+
 def available_threads() -> int:
-    """Cores that this process may use."""
+    """What `set_num_threads` said, or the cores that this process may use."""
+    if _default_threads[0]:
+        return _default_threads[0]
     with contextlib.suppress(AttributeError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -136,19 +157,51 @@ def to_int8(array: F32) -> tuple[npt.NDArray[np.int8], F32]:
     return out, scale
 
 
-def pack_blocks(array: F32, dtype: str, *, threads: int) -> npt.NDArray[np.uint8]:
+def pack_blocks(array: F32, kind: str, *, threads: int) -> U8:
     """Rows of blocks (..., bytes) of finite float32 rows whose width is a multiple of the block; see quant/pack.h.
 
     Raises:
         ConfigError: a value is too large for a half-precision scale.
     """
-    kind = BLOCK_TYPES[dtype]
-    values, size = lib.nf_block_values(kind), lib.nf_block_bytes(kind)
-    if array.shape[-1] % values:
-        raise ValueError(f"rows of {array.shape[-1]} values are not whole {dtype} blocks")
-    out = np.empty((*array.shape[:-1], array.shape[-1] // values * size), np.uint8)
-    _check(lib.nf_pack_blocks(kind, ffi.cast("uint8_t *", out.ctypes.data), _floats(array), array.size // values, threads))
+    width, values = array.shape[-1], int(lib.nf_block_values(_PACKED[kind]))
+    if width % values:
+        raise ValueError(f"rows of {width} values are not whole {kind} blocks")
+    out = np.empty((*array.shape[:-1], block_bytes(kind, width)), np.uint8)
+    blocks = ffi.cast("uint8_t *", out.ctypes.data)
+    _check(lib.nf_pack_blocks(_PACKED[kind], blocks, _floats(array), array.size // values, threads))
     return out
+
+
+def to_blocks(array: F32, kind: str) -> U8:
+    """Rows of a float32 matrix as rows of blocks, "Q8_0" or "Q4_0"; the width must be a multiple of 32."""
+    rows, width = array.shape
+    out = np.empty((rows, block_bytes(kind, width)), np.uint8)
+    quantise = lib.nf_to_q8_0 if kind == "Q8_0" else lib.nf_to_q4_0
+    quantise(ffi.cast("void *", out.ctypes.data), _floats(array), rows, width)
+    return out
+
+
+def block_bytes(kind: str, width: int) -> int:
+    """Bytes of a row of `width` values in blocks of `kind`."""
+    return int(width // lib.nf_block_values(_PACKED[kind]) * lib.nf_block_bytes(_PACKED[kind]))
+
+
+def from_blocks(rows: U8, kind: str) -> F32:
+    """The values of rows of blocks."""
+    width = rows.shape[1] // lib.nf_block_bytes(BLOCKS[kind]) * lib.nf_block_values(BLOCKS[kind])
+    out = np.empty((rows.shape[0], width), np.float32)
+    blocks = ffi.new("nf_blocks *", [BLOCKS[kind], lib.nf_block_path_here(), ffi.cast("void *", rows.ctypes.data), width])
+    for o in range(rows.shape[0]):
+        lib.nf_blocks_widen(blocks, _floats(out[o]), o, 0, width)
+    return out
+
+
+def first_nonfinite_blocks(rows: U8, kind: str) -> int | None:
+    """The first row with a scale that is NaN or infinite, or None."""
+    width = rows.shape[1] // lib.nf_block_bytes(BLOCKS[kind]) * lib.nf_block_values(BLOCKS[kind])
+    data = ffi.cast("void *", rows.ctypes.data)
+    row = int(lib.nf_blocks_first_nonfinite(BLOCKS[kind], data, rows.shape[0], width))
+    return None if row < 0 else row
 
 
 def first_nonfinite(array: F32) -> int | None:
@@ -186,11 +239,11 @@ def arena_bytes(
 
 
 class Cache:
-    """Key-value cache of one sequence."""
+    """Key-value cache of one sequence; `kind` is a key of CACHES."""
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
+    def __init__(self, engine: Engine, capacity: int, kind: str = "f32") -> None:
         out = ffi.new("nf_cache **")
-        _check(lib.nf_cache_new(out, engine.handle, capacity))
+        _check(lib.nf_cache_new(out, engine.handle, capacity, CACHES[kind]))
         self.capacity = capacity
         self.handle = ffi.gc(out[0], lib.nf_cache_free)
 
@@ -229,6 +282,11 @@ class Engine:
         data = ffi.cast("void *", weight.ctypes.data)
         _check(lib.nf_engine_set_narrow(self.handle, SLOTS[slot], layer, data, _floats(scale)))
 
+    def set_blocks(self, slot: str, layer: int, rows: U8, kind: str) -> None:
+        """A frozen matrix in blocks; `kind` is a key of BLOCKS."""
+        self._alive.append(rows)
+        _check(lib.nf_engine_set_blocks(self.handle, SLOTS[slot], layer, ffi.cast("void *", rows.ctypes.data), BLOCKS[kind]))
+
     def set_lora(
         self, slot: str, layer: int, *, scale: float, dropout: float, a: F32, b: F32, d_a: F32 | None, d_b: F32 | None
     ) -> None:
@@ -251,7 +309,120 @@ class Engine:
         _check(lib.nf_engine_logits(self.handle, cache.handle, _ints(tokens), tokens.size, last_only, _floats(out)))
         return out
 
+    def decode(self, caches: Sequence[Cache], tokens: I32) -> F32:
+        """Append tokens[i] to caches[i]; (n, V) logits."""
+        out = np.empty((tokens.size, self.shape.vocab), np.float32)
+        handles = ffi.new("nf_cache *[]", [cache.handle for cache in caches])
+        _check(lib.nf_engine_decode(self.handle, handles, _ints(tokens), tokens.size, _floats(out)))
+        return out
+
     def close(self) -> None:
         """Free the engine now."""
         ffi.release(self.handle)
         self._alive.clear()
+
+
+TOKEN_MODELS = {"bytes": lib.NF_TOKENS_BYTES, "marked": lib.NF_TOKENS_MARKED, "unigram": lib.NF_TOKENS_UNIGRAM}
+TOKEN_BEFORE = {"start": lib.NF_BEFORE_START, "special": lib.NF_BEFORE_SPECIAL, "text": lib.NF_BEFORE_TEXT}
+TOKEN_FLAGS = {
+    "special": lib.NF_TOKEN_SPECIAL,
+    "normalized": lib.NF_TOKEN_NORMALIZED,
+    "lstrip": lib.NF_TOKEN_LSTRIP,
+    "rstrip": lib.NF_TOKEN_RSTRIP,
+    "single_word": lib.NF_TOKEN_SINGLE_WORD,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSpec:
+    """`nf_token_spec` of tokenizer.h without the added tokens; see there for each field."""
+
+    model: str
+    pieces: Sequence[bytes]
+    used: npt.NDArray[np.uint8]
+    kept: npt.NDArray[np.uint8] | None = None
+    scores: F32 | None = None
+    ranks: I32 | None = None
+    merges: I32 | None = None
+    byte_ids: I32 | None = None
+    unknown: int = -1
+    take_whole: bool = False
+    rules: tuple[int, ...] = ()
+    form: int = 0
+    prefix: bool = False
+    prefix_again: bool = False
+    prefix_once: bool = False
+    split: bool = False
+    spm: bool = False
+    squeeze: bool = False
+    escape: bool = True
+    map: bytes = b""
+
+
+class Coder:
+    """A C tokenizer with the arrays it points to. Any number of threads may use one."""
+
+    def __init__(self, spec: TokenSpec, added: Sequence[tuple[bytes, int, int]]) -> None:
+        """`added`: (text, id, sum of TOKEN_FLAGS) of each added token."""
+        self._alive: list[Any] = []
+        ids, flags = (np.array([token[n] for token in added], np.int32) for n in (1, 2))
+        fields = {
+            "model": TOKEN_MODELS[spec.model],
+            "pieces": self._texts(spec.pieces),
+            "used": self._pointer(spec.used, np.uint8),
+            "kept": self._pointer(spec.kept, np.uint8),
+            "scores": self._pointer(spec.scores, np.float32),
+            "ranks": self._pointer(spec.ranks, np.int32),
+            "merges": self._pointer(spec.merges, np.int32),
+            "merge_count": 0 if spec.merges is None else len(spec.merges),
+            "byte_ids": self._pointer(spec.byte_ids, np.int32),
+            "rules": spec.rules,
+            "rule_count": len(spec.rules),
+            "map": self._bytes(spec.map) if spec.map else ffi.NULL,
+            "map_size": len(spec.map),
+            "added": self._texts([text for text, _, _ in added]),
+            "added_ids": self._pointer(ids, np.int32),
+            "added_flags": self._pointer(flags, np.int32),
+        }
+        names = ("unknown", "take_whole", "form", "prefix", "prefix_again", "prefix_once", "split", "spm", "squeeze", "escape")
+        fields |= {name: int(getattr(spec, name)) for name in names}
+        out = ffi.new("nf_tokenizer **")
+        _check(lib.nf_tokenizer_new(out, ffi.new("nf_token_spec *", fields)), TokenizerError)
+        self.handle = ffi.gc(out[0], lib.nf_tokenizer_free)
+
+    def _pointer(self, array: npt.NDArray[Any] | None, dtype: type) -> Any:
+        if array is None:
+            return ffi.NULL
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            raise TypeError(f"expected contiguous {dtype.__name__}, got {array.dtype} with strides {array.strides}")
+        self._alive.append(array)
+        return ffi.cast(f"{'float' if dtype is np.float32 else np.dtype(dtype).name + '_t'} *", array.ctypes.data)
+
+    def _bytes(self, data: bytes) -> Any:
+        pointer = ffi.from_buffer("uint8_t[]", data)
+        self._alive.append(pointer)
+        return pointer
+
+    def _texts(self, texts: Sequence[bytes]) -> dict[str, Any]:
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        return {"at": self._bytes(b"".join(texts)), "ends": self._pointer(ends, np.int64), "count": len(texts)}
+
+    def encode(
+        self, texts: Sequence[bytes], *, before: str, chained: bool, special: bool, threads: int
+    ) -> tuple[I32, npt.NDArray[np.int64]]:
+        """(ids of all texts, where those of each end); see nf_tokenizer_encode."""
+        pointers = [ffi.from_buffer("uint8_t[]", text) for text in texts]
+        given = (ffi.new("uint8_t *[]", pointers), ffi.new("int64_t[]", [len(text) for text in texts]), len(texts))
+        out = ffi.new("nf_token_ids **")
+        how = (TOKEN_BEFORE[before], chained, special, threads)
+        _check(lib.nf_tokenizer_encode(out, self.handle, *given, *how), TokenizerError)
+        owner = ffi.gc(out[0], lib.nf_token_ids_free)
+        return _owned(owner, owner.ids, owner.count, np.int32), _owned(owner, owner.ends, len(texts), np.int64)
+
+
+def _owned(owner: Any, pointer: Any, count: int, dtype: type) -> npt.NDArray[Any]:
+    """An array over memory that `owner` frees when the last array is gone."""
+    if count == 0:
+        return np.empty(0, dtype)
+    buffer = ffi.buffer(ffi.gc(pointer, lambda _, owner=owner: None), count * np.dtype(dtype).itemsize)
+    return np.frombuffer(buffer, dtype)

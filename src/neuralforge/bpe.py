@@ -1,77 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909): vocabularies that turn text into ids.
+"""Vocabularies of tokenizer files, made ready for the C tokenizer.
 
-Two kinds share one merge: byte-level ones (GPT-2 style, a word is its UTF-8 bytes) and marked ones (SentencePiece style,
-a word is its characters, spaces are U+2581, and a character without a piece becomes byte tokens).
+Byte-level ones (GPT-2 style, a word is its UTF-8 bytes), marked ones (SentencePiece style, a word is its characters and
+spaces are U+2581, Kudo & Richardson 2018) and unigram ones. The merging itself is `csrc/tokenizer`.
 """
 
 from __future__ import annotations
 
-import heapq
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
+from ._core import TokenSpec
 from .errors import TokenizerError
 from .pretokenizer import Marked, Words
 
 MARK = "▁"
-# {left << SHIFT | right: rank << SHIFT | id of the joined piece}; ids and ranks stay below 2**SHIFT
-Pairs = dict[int, int]
-SHIFT = 32
-_LOW = (1 << SHIFT) - 1
-_CACHE_WORDS, _CACHE_LENGTH = 100_000, 64
+_MARK_BYTES = MARK.encode()
 _BYTE_TOKENS = tuple(f"<0x{b:02X}>" for b in range(256))
+_DAMAGED = "damaged file"
+
+I32 = npt.NDArray[np.int32]
 
 
-class Vocabulary(Protocol):
-    """What turns text without special tokens into ids.
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What turns text without special tokens into ids, and ids into bytes.
 
     Attributes:
-        pieces: bytes that each id stands for.
+        spec: for `_core.Coder`.
+        surfaces: bytes that each id stands for in a decoded text.
         drops_space: decoding removes one space at the very start.
-        marks_all: text after a special token gets the same space in front as text at the start.
+        drops_spaces: decoding removes all spaces there.
     """
 
-    @property
-    def pieces(self) -> Sequence[bytes]: ...
-    @property
-    def drops_space(self) -> bool: ...
-    @property
-    def marks_all(self) -> bool: ...
-
-    def encode(self, text: str, *, prefix: bool) -> list[int]:
-        """Ids of `text`; prefix=False when it continues other text, so that no space is put in front."""
-
-
-def merge(symbols: Sequence[int], pairs: Pairs) -> list[int]:
-    """Join neighbours, lowest rank first and leftmost among equals, until no pair is known.
-
-    A heap of places and a linked list: n symbols take O(n log n).
-    """
-    n = len(symbols)
-    ids = [*symbols, -1]  # -1: the end, or swallowed by the left neighbour; no pair holds it
-    after, before = list(range(1, n + 2)), list(range(-1, n))
-    known = ((i, pairs.get(ids[i] << SHIFT | ids[i + 1])) for i in range(n - 1))
-    heap = [found >> SHIFT << SHIFT | i for i, found in known if found is not None]
-    heapq.heapify(heap)
-    while heap:
-        entry = heapq.heappop(heap)
-        i = entry & _LOW
-        j = after[i]
-        found = pairs.get(ids[i] << SHIFT | ids[j]) if ids[i] >= 0 and ids[j] >= 0 else None
-        if found is None or found >> SHIFT != entry >> SHIFT:
-            continue  # one of the two has been joined to something else meanwhile
-        ids[i], ids[j] = found & _LOW, -1
-        right, left = after[j], before[i]
-        after[i], before[right] = right, i
-        for a, b in ((left, i), (i, right)):
-            if a >= 0 and ids[b] >= 0:
-                found = pairs.get(ids[a] << SHIFT | ids[b])
-                if found is not None:
-                    heapq.heappush(heap, found >> SHIFT << SHIFT | a)
-    return [s for s in ids if s >= 0]
+    spec: TokenSpec
+    surfaces: Sequence[bytes]
+    drops_space: bool = False
+    drops_spaces: bool = False
 
 
 def byte_letters() -> dict[str, int]:
@@ -81,174 +49,88 @@ def byte_letters() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-@dataclass(frozen=True, eq=False)
-class ByteLevel:
-    """A byte-level vocabulary.
-
-    Attributes:
-        pieces: bytes of each id.
-        byte_ids: id of each single byte, or None where the vocabulary has none.
-        pairs: the merges.
-        words: how text is cut.
-        whole: {bytes of a word: id} for vocabularies that take known words without merging; else empty.
-    """
-
-    pieces: Sequence[bytes]
-    byte_ids: Sequence[int | None]
-    pairs: Pairs
-    words: Words
-    whole: Mapping[bytes, int] = field(default_factory=dict)
-    _cache: dict[str, list[int]] = field(default_factory=dict, repr=False)
-
-    drops_space = False
-    marks_all = True
-
-    def encode(self, text: str, *, prefix: bool) -> list[int]:
-        return _cached(self.words.cut(text, prefix=prefix), self._cache, self._word)
-
-    def _word(self, word: str) -> list[int]:
-        data = word.encode()
-        if data in self.whole:
-            return [self.whole[data]]
-        symbols = [i for b in data if (i := self.byte_ids[b]) is not None]
-        if len(symbols) < len(data):
-            missing = next(b for b in data if self.byte_ids[b] is None)
-            raise TokenizerError(f"the vocabulary has no token for byte 0x{missing:02X} of {word[:20]!r}")
-        return merge(symbols, self.pairs)
+def flags(size: int, marked: Iterable[int]) -> npt.NDArray[np.uint8]:
+    """(size,) with 1 at the given ids."""
+    out = np.zeros(size, np.uint8)
+    out[list(marked)] = 1
+    return out
 
 
-@dataclass(frozen=True, eq=False)
-class MarkedBPE:
-    """A SentencePiece-style vocabulary.
-
-    Attributes:
-        pieces: bytes of each id (a mark is a space).
-        characters: id of each single character. Ids from len(pieces) on are characters that occur in pieces without
-            being one; they become byte tokens if nothing joins them.
-        byte_ids: id of each byte token.
-        pairs: the merges.
-        marked: where marks are put.
-        cutter: pattern of the words within which all merges stay; None when pieces cross any border.
-    """
-
-    pieces: Sequence[bytes]
-    characters: Mapping[str, int]
-    byte_ids: Sequence[int]
-    pairs: Pairs
-    marked: Marked
-    cutter: re.Pattern[str] | None
-    _cache: dict[str, list[int]] = field(default_factory=dict, repr=False)
-
-    @property
-    def drops_space(self) -> bool:
-        return self.marked.prefix != "never"
-
-    @property
-    def marks_all(self) -> bool:
-        return self.marked.prefix == "always"
-
-    def encode(self, text: str, *, prefix: bool) -> list[int]:
-        text = text.replace(" ", MARK)
-        if text and prefix and self.drops_space and not (self.marked.unless_marked and text[0] == MARK):
-            text = MARK + text
-        words = [text] if self.cutter is None else self.cutter.findall(text)
-        return _cached(words, self._cache, self._word)
-
-    def _word(self, word: str) -> list[int]:
-        symbols: list[int] = []
-        for char in word:
-            known = self.characters.get(char)
-            symbols += self._bytes(char) if known is None else (known,)
-        ids = merge(symbols, self.pairs)
-        if max(ids, default=0) < len(self.pieces):
-            return ids
-        loose = {i: char for char, i in self.characters.items() if i >= len(self.pieces)}
-        return [one for i in ids for one in (self._bytes(loose[i]) if i in loose else (i,))]
-
-    def _bytes(self, char: str) -> list[int]:
-        return [self.byte_ids[b] for b in (" " if char == MARK else char).encode()]
-
-
-def _cached(words: Iterable[str], cache: dict[str, list[int]], encode: Callable[[str], list[int]]) -> list[int]:
-    """The ids of all words, each distinct short word encoded once."""
-    ids: list[int] = []
-    for word in words:
-        found = cache.get(word)
-        if found is None:
-            found = encode(word)
-            if len(word) <= _CACHE_LENGTH:
-                if len(cache) >= _CACHE_WORDS:
-                    cache.clear()
-                cache[word] = found
-        ids += found
-    return ids
-
-
-def cutter(joined: Iterable[str], *, split: bool) -> re.Pattern[str] | None:
-    """Pattern of the words that no merge can cross, or None.
-
-    Args:
-        joined: every piece that a merge makes.
-        split: the tokenizer itself begins a word at each mark.
-    """
-    if split:
-        return re.compile(f"{MARK}?[^{MARK}]+|{MARK}")
-    crossing = re.compile(f"[^{MARK}]{MARK}")
-    if any(crossing.search(piece) for piece in joined):
-        return None
-    return re.compile(f"{MARK}*[^{MARK}]+|{MARK}+")
-
-
-def pairs_of_merges(merges: Iterable[object], ids: Mapping[str, int], where: str) -> Pairs:
-    """Merges "left right" or [left, right] in order of rank.
+def merge_rows(merges: Sequence[object], ids: Mapping[str, int], where: str) -> I32:
+    """(n, 3) left, right and result of merges "left right" or [left, right] in order of rank.
 
     Raises:
         TokenizerError: a merge that is not a pair, or whose parts or product are not in the vocabulary.
     """
-    pairs: Pairs = {}
+    rows = np.empty((len(merges), 3), np.int32)
     for rank, item in enumerate(merges):
         parts = item.split(" ") if isinstance(item, str) else item
         if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
-            raise TokenizerError(f"{where}: merge {rank} is not a pair of pieces: {str(item)[:60]!r}", hint="damaged file")
+            raise TokenizerError(f"{where}: merge {rank} is not a pair of pieces: {str(item)[:60]!r}", hint=_DAMAGED)
         left, right = parts
-        for piece in (left, right, left + right):
-            if piece not in ids:
-                raise TokenizerError(f"{where}: merge {rank} needs {piece!r}, not in the vocabulary", hint="damaged file")
-        pairs[ids[left] << SHIFT | ids[right]] = rank << SHIFT | ids[left + right]
-    return pairs
+        try:
+            rows[rank] = ids[left], ids[right], ids[left + right]
+        except KeyError as e:
+            raise TokenizerError(f"{where}: merge {rank} needs {e.args[0]!r}, not in the vocabulary", hint=_DAMAGED) from e
+    return rows
 
 
-def by_scores(pieces: Sequence[str], scores: Sequence[float], *, marked: Marked) -> MarkedBPE:
-    """The vocabulary of a scored piece list as SentencePiece's BPE has it.
+def _with_marks(spec: TokenSpec, marked: Marked) -> TokenSpec:
+    return replace(
+        spec,
+        prefix=marked.prefix != "never",
+        prefix_again=marked.prefix == "always",
+        prefix_once=marked.unless_marked,
+        split=marked.split,
+    )
+
+
+def by_scores(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    *,
+    used: Collection[int],
+    byte_ids: Sequence[int],
+    marked: Marked,
+    space_byte: bool = False,
+) -> Vocabulary:
+    """The vocabulary of a scored piece list as SentencePiece's BPE has it, without a normaliser.
 
     Any two neighbours whose joined text is a piece may be merged, the highest score first.
 
     Args:
-        pieces: pieces[0:3] unknown, BOS, EOS; [3:259] byte tokens; then the text pieces, with U+2581 for spaces.
+        pieces: with U+2581 for spaces.
         scores: one for each piece.
+        used: ids of the pieces that text may become.
+        byte_ids: (256) ids of the byte tokens.
+        space_byte: a space that is no piece becomes its own byte token, not the three of U+2581.
     """
-    ids = {piece: i for i, piece in enumerate(pieces) if i >= 259}
-    characters = {piece: i for piece, i in ids.items() if len(piece) == 1}
-    for char in (char for piece in ids for char in piece):
-        if char not in characters:
-            characters[char] = len(pieces) + len(characters)
-    ranks = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
-    symbols = ids | characters
-    pairs: Pairs = {}
-    for piece, new in ids.items():
-        for k in range(1, len(piece)):
-            left, right = symbols.get(piece[:k]), symbols.get(piece[k:])
-            if left is not None and right is not None:
-                pairs[left << SHIFT | right] = ranks[scores[new]] << SHIFT | new
-    texts = [b"", b"", b"", *(bytes([b]) for b in range(256)), *(p.replace(MARK, " ").encode() for p in pieces[259:])]
-    return MarkedBPE(texts, characters, range(3, 259), pairs, marked, cutter(ids, split=False))
+    surfaces = [p.replace(MARK, " ").encode() if i in used else b"" for i, p in enumerate(pieces)]
+    for b, i in enumerate(byte_ids):
+        surfaces[i] = bytes([b])
+    spec = TokenSpec(
+        "marked",
+        [p.encode() for p in pieces],
+        flags(len(pieces), used),
+        ranks=ranks_of(scores),
+        byte_ids=np.array(byte_ids, np.int32),
+        escape=not space_byte,
+    )
+    return Vocabulary(_with_marks(spec, marked), surfaces, drops_space=marked.prefix != "never")
 
 
-def by_merges(ids: Mapping[str, int], pairs: Pairs, *, marked: Marked, size: int, where: str) -> MarkedBPE:
+def ranks_of(scores: npt.ArrayLike) -> I32:
+    """Rank of each score, the highest first, equal ones alike."""
+    _, ranks = np.unique(-np.asarray(scores, np.float32), return_inverse=True)
+    return ranks.astype(np.int32).reshape(-1)
+
+
+def by_merges(ids: Mapping[str, int], merges: I32, *, marked: Marked, size: int, where: str) -> Vocabulary:
     """The vocabulary of a SentencePiece-style tokenizer.json.
 
     Args:
         ids: {piece: id} of the model, `size` the number of ids.
+        merges: (n, 3), see `merge_rows`.
 
     Raises:
         TokenizerError: a byte token is missing.
@@ -256,39 +138,75 @@ def by_merges(ids: Mapping[str, int], pairs: Pairs, *, marked: Marked, size: int
     absent = [token for token in _BYTE_TOKENS if token not in ids]
     if absent:
         raise TokenizerError(f"{where}: byte_fallback without the byte token {absent[0]}", hint="the vocabulary is cut short")
-    pieces = [b""] * size
+    texts = [b""] * size
     for piece, i in ids.items():
-        pieces[i] = piece.replace(MARK, " ").encode()
+        texts[i] = piece.encode()
+    surfaces = [text.replace(_MARK_BYTES, b" ") for text in texts]
     for b, token in enumerate(_BYTE_TOKENS):
-        pieces[ids[token]] = bytes([b])
-    byte_ids = [ids[token] for token in _BYTE_TOKENS]
-    characters = {piece: i for piece, i in ids.items() if len(piece) == 1}
-    made = {found & _LOW for found in pairs.values()}
-    cut = cutter((piece for piece, i in ids.items() if i in made), split=marked.split)
-    return MarkedBPE(pieces, characters, byte_ids, pairs, marked, cut)
+        surfaces[ids[token]] = bytes([b])
+    # Text becomes single characters and what merges make of them.
+    used = {i for piece, i in ids.items() if len(piece) == 1} | set(merges[:, 2].tolist())
+    spec = TokenSpec(
+        "marked",
+        texts,
+        flags(size, used),
+        merges=merges,
+        byte_ids=np.array([ids[token] for token in _BYTE_TOKENS], np.int32),
+    )
+    return Vocabulary(_with_marks(spec, marked), surfaces, drops_space=marked.prefix != "never")
 
 
 def byte_level(
-    ids: Mapping[str, int], pairs: Pairs, *, words: Words, size: int, take_whole: bool, added: Collection[str]
-) -> ByteLevel:
+    ids: Mapping[str, int], merges: I32, *, words: Words, form: int, size: int, take_whole: bool, added: Collection[str]
+) -> Vocabulary:
     """The vocabulary of a byte-level tokenizer.json.
 
     Args:
         ids: {piece: id}, spelt in byte letters; other spellings stand for their own text.
+        form: normal form that text is brought to, 0 for none.
         size: number of ids.
         take_whole: words that are pieces are not merged (`ignore_merges`), except the `added` tokens.
     """
     letters = byte_letters()
     pieces = [b""] * size
-    byte_ids: list[int | None] = [None] * 256
-    whole: dict[bytes, int] = {}
+    byte_ids = np.full(256, -1, np.int32)
+    used = []
     for piece, i in ids.items():
-        if not all(char in letters for char in piece):
+        try:
+            pieces[i] = bytes([letters[char] for char in piece])
+        except KeyError:
             pieces[i] = piece.encode()
             continue
-        data = pieces[i] = bytes(letters[char] for char in piece)
-        if len(data) == 1:
-            byte_ids[data[0]] = i
-        if take_whole and piece not in added:
-            whole[data] = i
-    return ByteLevel(pieces, byte_ids, pairs, words, whole)
+        if len(pieces[i]) == 1:
+            byte_ids[pieces[i][0]] = i
+        if piece not in added:
+            used.append(i)
+    return ranked_bytes(pieces, flags(size, used), byte_ids, words, form=form, take_whole=take_whole, merges=merges)
+
+
+def ranked_bytes(
+    pieces: Sequence[bytes],
+    used: npt.NDArray[np.uint8],
+    byte_ids: I32,
+    words: Words,
+    *,
+    form: int = 0,
+    take_whole: bool = True,
+    merges: I32 | None = None,
+    ranks: I32 | None = None,
+) -> Vocabulary:
+    """A vocabulary of bytes, merged by a list of merges, or by the ranks of the joined pieces."""
+    spec = TokenSpec(
+        "bytes",
+        pieces,
+        used,
+        merges=merges,
+        ranks=ranks,
+        byte_ids=byte_ids,
+        take_whole=take_whole,
+        rules=words.rules,
+        form=form,
+        prefix=words.prefix,
+        prefix_again=True,
+    )
+    return Vocabulary(spec, pieces)

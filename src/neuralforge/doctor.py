@@ -20,7 +20,7 @@ from typing import Any, Literal
 from . import __version__
 from .errors import NeuralForgeError
 
-REQUIRED = ("numpy", "cffi", "sentencepiece", "safetensors", "jinja2", "pypdf")
+REQUIRED = ("numpy", "cffi", "safetensors", "jinja2", "pypdf")
 # package -> what it is good for
 OPTIONAL = {"rich": "a live bar in terminals", "IPython": "a live view in notebooks"}
 # variable -> what it does to the engine or to numpy beside it

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,7 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+PIECE = 256  # tokens of a prompt that are read at once
 
 
 def probabilities(logits: F32Array, seen: Collection[int], sampling: Sampling) -> npt.NDArray[np.float64]:
@@ -82,6 +83,72 @@ def probabilities(logits: F32Array, seen: Collection[int], sampling: Sampling) -
     return kept
 
 
+def choose(logits: F32Array, seen: Collection[int], sampling: Sampling, random: np.random.Generator) -> int:
+    """One token for (V,) logits."""
+    if sampling.temperature == 0 and sampling.repetition_penalty == 1:
+        return int(logits.argmax())
+    p = probabilities(logits, seen, sampling)
+    return min(int(np.searchsorted(np.cumsum(p), random.random(), side="right")), int(p.nonzero()[0][-1]))
+
+
+@dataclass
+class Beginning:
+    """A cache that begins with the tokens of a prompt, and what follows the last of them.
+
+    Attributes:
+        cache: of the session; it may hold more behind the prompt.
+        prompt: its ids.
+        logits: (V,) of the next token.
+    """
+
+    cache: Any
+    prompt: list[int]
+    logits: F32Array
+
+
+def begin(
+    session: Session, prompt: Sequence[int], *, room: int, cache_dtype: str = "f32", kept: Beginning | None = None
+) -> Beginning:
+    """Read a prompt, or what of it is not in `kept`, which cannot be used any more.
+
+    Prompts are read in pieces that lie at multiples of PIECE, whatever was kept, and only whole pieces are taken over (or the
+    whole prompt, if it is the same): so the result is the same, to the bit, as without.
+
+    Args:
+        session: an open session.
+        prompt: ids, at least one.
+        room: tokens that the cache must have room for; a kept one with another capacity is not taken.
+        cache_dtype: of a new cache, "f32", "f16" or "int8".
+        kept: the beginning of an earlier text of the same session.
+    """
+    ids = list(prompt)
+    if kept is not None and kept.cache.capacity >= room:
+        if kept.prompt == ids:
+            kept.cache.truncate(len(ids))
+            return kept
+        cache = kept.cache
+        cache.truncate(_common(kept.prompt, ids) // PIECE * PIECE)
+    else:
+        cache = session.new_cache(room, dtype=cache_dtype)
+    for at in range(cache.length, len(ids), PIECE):
+        logits = session.logits(np.array(ids[at : at + PIECE], np.int32), cache, last_only=True)[0]
+    return Beginning(cache, ids, logits)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the first ids are the same, at most all of `b` but the last: that one has to be computed."""
+    most = min(len(a), len(b) - 1)
+    return next((i for i in range(most) if a[i] != b[i]), most)
+
+
+def check_prompt(prompt: Sequence[int], context: int) -> None:
+    """Raises DataError when the prompt is empty or leaves no room in the context."""
+    if not prompt:
+        raise DataError("the prompt has no tokens", hint="give a text, or use a tokenizer that has a BOS token")
+    if len(prompt) >= context:
+        raise DataError(f"the prompt has {len(prompt)} tokens, the model's context is {context}", hint="shorten the prompt")
+
+
 def token_ids(
     session: Session,
     prompt: Sequence[int],
@@ -90,33 +157,99 @@ def token_ids(
     max_new_tokens: int,
     context: int,
     stops: Collection[int] = (),
+    cache_dtype: str = "f32",
+    start: Beginning | None = None,
 ) -> Iterator[int]:
     """New ids after a prompt, until one of `stops` (not handed out), `max_new_tokens`, or the end of the context.
 
     Args:
-        session: an open session; a KV cache of its own is used.
+        session: an open session.
         prompt: ids, at least one.
         context: most positions that the model knows.
+        cache_dtype: how keys and values are kept, "f32", "f16" or "int8".
+        start: what `begin` gave for this prompt; its cache is written to. None reads the prompt into a cache of its own.
 
     Raises:
         DataError: the prompt is empty or leaves no room in the context.
     """
-    if not prompt:
-        raise DataError("the prompt has no tokens", hint="give a text, or use a tokenizer that has a BOS token")
-    if len(prompt) >= context:
-        raise DataError(f"the prompt has {len(prompt)} tokens, the model's context is {context}", hint="shorten the prompt")
-    cache = session.new_cache(min(context, len(prompt) + max_new_tokens))
+    check_prompt(prompt, context)
+    count = min(max_new_tokens, context - len(prompt))
+    if count < 1:
+        return
+    start = start or begin(session, prompt, room=len(prompt) + count, cache_dtype=cache_dtype)
     random = np.random.Generator(np.random.Philox(sampling.seed))
-    fresh, seen = list(prompt), set(prompt)
-    for _ in range(min(max_new_tokens, context - len(prompt))):
-        logits = session.logits(np.array(fresh, np.int32), cache, last_only=True)[0]
-        p = probabilities(logits, seen, sampling)
-        token = min(int(np.searchsorted(np.cumsum(p), random.random(), side="right")), int(p.nonzero()[0][-1]))
+    seen, logits = set(prompt), start.logits
+    for made in range(1, count + 1):
+        token = choose(logits, seen, sampling, random)
         if token in stops:
             return
         yield token
-        fresh = [token]
         seen.add(token)
+        if made < count:
+            logits = session.logits(np.array([token], np.int32), start.cache, last_only=True)[0]
+
+
+@dataclass
+class _Text:
+    """One of several texts that are written at once."""
+
+    index: int
+    cache: Any
+    random: np.random.Generator
+    seen: set[int]
+    new: list[int]
+    count: int
+
+
+def batch_ids(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    context: int,
+    stops: Collection[int] = (),
+    cache_dtype: str = "f32",
+    at_once: int = 8,
+) -> list[list[int]]:
+    """New ids after each of several prompts: exactly those that `token_ids` gives for each, sooner.
+
+    `at_once` texts are written together and share each reading of the weights; when one ends the next prompt takes its place.
+    The other arguments are those of `token_ids`.
+
+    Raises:
+        DataError: a prompt is empty or leaves no room in the context.
+    """
+    for prompt in prompts:
+        check_prompt(prompt, context)
+    results: list[list[int]] = [[] for _ in prompts]
+    waiting = iter(enumerate(prompts))
+    active: list[_Text] = []
+    while True:
+        while len(active) < at_once and (following := next(waiting, None)) is not None:
+            index, prompt = following
+            count = min(max_new_tokens, context - len(prompt))
+            if count < 1:
+                continue
+            start = begin(session, prompt, room=len(prompt) + count, cache_dtype=cache_dtype)
+            random = np.random.Generator(np.random.Philox(sampling.seed))
+            text = _Text(index, start.cache, random, set(prompt), results[index], count)
+            if _extend(text, start.logits, sampling, stops):
+                active.append(text)
+        if not active:
+            return results
+        logits = session.decode(np.array([text.new[-1] for text in active], np.int32), [text.cache for text in active])
+        active = [text for text, row in zip(active, logits, strict=True) if _extend(text, row, sampling, stops)]
+
+
+def _extend(text: _Text, logits: F32Array, sampling: Sampling, stops: Collection[int]) -> bool:
+    """Choose the next token; False when the text ends, with it or before it."""
+    token = choose(logits, text.seen, sampling, text.random)
+    if token in stops:
+        return False
+    text.new.append(token)
+    text.seen.add(token)
+    return len(text.new) < text.count
 
 
 def text_pieces(

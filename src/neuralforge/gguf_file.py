@@ -156,6 +156,14 @@ class _Reader:
         return np.ndarray(count, kind, self.bytes, start) if count else np.empty(0, kind)
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether it is a file that begins as GGUF files do."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as f:
+        return f.read(len(MAGIC)) == MAGIC
+
+
 def read(path: str | Path, *, error: type[ModelError] = ModelError) -> GgufFile:
     """Read the header of a file; its tensors stay memory-mapped.
 

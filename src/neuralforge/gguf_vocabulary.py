@@ -37,7 +37,7 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "gpt-4o": _split(GPT4O),
 }
 # other names that llama.cpp gives the same rules
-_SAME = {
+SAME_WORDS = {
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
     "dbrx": "llama-bpe",
@@ -46,7 +46,6 @@ _SAME = {
     "mistral-bpe": "gpt-2",
     "phi-2": "gpt-2",
     "gpt2": "gpt-2",
-    "default": "gpt-2",
 }
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
@@ -115,11 +114,12 @@ def _decoded(file: GgufFile, raw: bytes, i: int) -> str:
 
 
 def _byte_level(file: GgufFile, tokens: Sequence[bytes], kinds: Any) -> dict[str, Any]:
-    pre = file.metadata.get("tokenizer.ggml.pre", "default")
-    rules = PRE_TOKENIZERS.get(_SAME.get(pre, pre)) if isinstance(pre, str) else None
+    name = file.metadata.get("tokenizer.ggml.pre")
+    pre = SAME_WORDS.get(name, name) if isinstance(name, str) else ""
+    rules = PRE_TOKENIZERS.get(pre)
     if rules is None:
-        known = ", ".join((*PRE_TOKENIZERS, *_SAME))
-        raise _wrong(file, "tokenizer.ggml.pre", f"{pre!r} is not supported", hint=f"supported: {known}")
+        known = ", ".join((*PRE_TOKENIZERS, *SAME_WORDS))
+        raise _wrong(file, "tokenizer.ggml.pre", f"{name!r} is not supported", hint=f"supported: {known}")
     texts = [_decoded(file, raw, i) for i, raw in enumerate(tokens)]
     special = {i for i, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED)}
     added = [
@@ -133,11 +133,11 @@ def _byte_level(file: GgufFile, tokens: Sequence[bytes], kinds: Any) -> dict[str
         if i not in special and vocab.setdefault(text, i) != i:
             raise _wrong(file, "tokenizer.ggml.tokens", f"tokens {vocab[text]} and {i} are both {text[:40]!r}")
     merges = [_decoded(file, raw, i) for i, raw in enumerate(_array(file, "merges"))]
-    whole = _SAME.get(pre, pre) == "llama-bpe"  # words that are tokens are taken without merging
+    whole = pre == "llama-bpe"  # words that are tokens are taken without merging
     return {
         "version": "1.0",
         "added_tokens": added,
-        "normalizer": {"type": "NFC"} if _SAME.get(pre, pre) == "qwen2" else None,
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": rules[0] if len(rules) == 1 else {"type": "Sequence", "pretokenizers": rules},
         "post_processor": None,
         "decoder": dict(rules[-1]),

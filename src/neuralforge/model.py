@@ -21,6 +21,7 @@ from .weights import F32Array
 
 EMBEDDED = "embedded"
 _BASE = Path(__file__).with_name("data") / "base"
+_ROOM = 1024  # a cache has room for a multiple of this, so that a longer text finds room in it too
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
@@ -56,6 +57,7 @@ class Model:
         self.adapter: Adapter | None = None
         self._tokenizer = tokenizer
         self._session: backends.Session | None = None
+        self._kept: generate.Beginning | None = None
 
     @classmethod
     def from_pretrained(
@@ -90,8 +92,8 @@ class Model:
         if not 0 <= threads <= _core.MAX_THREADS:
             raise ConfigError(f"threads={threads}: must be 0 (all cores) or from 1 to {_core.MAX_THREADS}")
         chosen = backends.choose(backend)
-        checked = chosen.resolve_dtype(dtype)
         checkpoint = formats.load(resolve(path))
+        checked = chosen.resolve_dtype(dtype, checkpoint.weights)
         found = _find_tokenizer(checkpoint, tokenizer)
         if found is not None:
             found.check_model(checkpoint.config)
@@ -145,7 +147,7 @@ class Model:
         """Free the memory of the engine; the model can be used again."""
         if self._session is not None:
             self._session.close()
-            self._session = None
+            self._session = self._kept = None
 
     @property
     def session(self) -> backends.Session:
@@ -153,7 +155,7 @@ class Model:
         if self._session is None:
             lora = self.adapter.config if self.adapter else None
             self._session = self.backend.open(
-                self.config, self.weights, lora=lora, threads=self.threads, dtype=self.dtype, max_tokens=256
+                self.config, self.weights, lora=lora, threads=self.threads, dtype=self.dtype, max_tokens=generate.PIECE
             )
             if self.adapter:
                 self._session.update(self.adapter.params)
@@ -201,15 +203,33 @@ class Model:
         yield from self.pieces(prompt, self.new_ids(prompt, sampling, max_new_tokens=max_new_tokens), stop=stop)
 
     def new_ids(self, prompt: Prompt, sampling: generate.Sampling, *, max_new_tokens: int) -> Iterator[int]:
-        """The ids that follow a prompt, one by one; see `generate.token_ids`."""
-        return generate.token_ids(
-            self.session,
-            self.encode_prompt(prompt),
-            sampling,
-            max_new_tokens=max_new_tokens,
-            context=self.config.max_position_embeddings,
-            stops=self.stop_ids,
-        )
+        """The ids that follow a prompt, one by one; see `generate.token_ids`.
+
+        What was read of the last prompt is used again where this one begins with the same tokens, in whole pieces of
+        `generate.PIECE`, or all of it when it is the same; the ids are the same as without.
+        """
+        ids, context = self.encode_prompt(prompt), self.config.max_position_embeddings
+        generate.check_prompt(ids, context)
+        kept, self._kept = self._kept, None  # while it is in use nobody else has it
+        room = min(context, len(ids) + max_new_tokens)
+        if self.config.rope.rope_type == "longrope":
+            kept = None  # its rotation depends on the cache's length
+        else:
+            room = min(context, -(-room // _ROOM) * _ROOM)
+        start = generate.begin(self.session, ids, room=room, cache_dtype=self.cache_dtype, kept=kept)
+        session = self.session
+        try:
+            yield from generate.token_ids(
+                session, ids, sampling, max_new_tokens=max_new_tokens, context=context, stops=self.stop_ids, start=start
+            )
+        finally:
+            if session is self._session:
+                self._kept = start
+
+    @property
+    def cache_dtype(self) -> str:
+        """How keys and values are kept in generation: float32 where the weights are, else float16."""
+        return "f32" if self.dtype == "f32" else "f16"
 
     def pieces(self, prompt: Prompt, ids: Iterable[int], *, stop: Sequence[str] = ()) -> Iterator[str]:
         """The text of new ids; one that goes on from a text keeps its leading space, an answer or a beginning does not."""
@@ -231,6 +251,45 @@ class Model:
             ConfigError: an option out of range. DataError: the prompt is empty or longer than the context.
         """
         return "".join(self.stream(prompt, **options))
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        at_once: int = 8,
+    ) -> list[str]:
+        """Write on after each of several prompts: what `generate` gives for each, sooner, because they share the weights.
+
+        Args:
+            prompts: texts or messages.
+            at_once: how many are written together; each has a cache of its own.
+            max_new_tokens, ...: as for `generate`.
+
+        Raises:
+            ConfigError: an option out of range. DataError: a prompt is empty or longer than the context.
+        """
+        if not 1 <= at_once <= generate.PIECE:
+            raise ConfigError(f"at_once={at_once}: must be from 1 to {generate.PIECE}")
+        sampling = generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        found = generate.batch_ids(
+            self.session,
+            [self.encode_prompt(prompt) for prompt in prompts],
+            sampling,
+            max_new_tokens=max_new_tokens,
+            context=self.config.max_position_embeddings,
+            stops=self.stop_ids,
+            cache_dtype=self.cache_dtype,
+            at_once=at_once,
+        )
+        return ["".join(self.pieces(p, ids, stop=stop)) for p, ids in zip(prompts, found, strict=True)]
 
 
 def _find_tokenizer(checkpoint: formats.Checkpoint, given: str | Path | None) -> Tokenizer | None:

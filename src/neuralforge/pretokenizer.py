@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cutting text into words before byte-pair merging, as the `pre_tokenizer` of a tokenizer.json asks.
+"""The components of a tokenizer.json around its model: normalizer, pre_tokenizer, post_processor, decoder.
 
-The patterns of real tokenizers are written for a regex engine with Unicode properties, which Python's `re` lacks. So the
-text is first translated, character by character, into a string of the same length in which every letter, digit, space
-and other sign is an ASCII stand-in for its class; the pattern, translated likewise, runs on that string, and the words are
-cut out of the original at the same places. A pattern that is not in `PATTERNS` is refused: a wrong cut would change the
-ids silently. Classes are those of this Python's `unicodedata`.
+The patterns of real tokenizers are written for a regex engine. Each known one is a state machine in `csrc/tokenizer/words.c`;
+a pattern that is not in `PATTERNS` is refused, since a wrong cut would change the ids silently.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,65 +23,13 @@ GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENGLISH}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENGLISH}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# GPT-2, Llama 3, Qwen 2 to 3, GPT-4o and Phi-4-mini. Each covers every character, so words joined give the text.
-PATTERNS = frozenset((GPT2, LLAMA3, QWEN2, GPT4O))
-
-# Unicode property White_Space, which is what \s means in these patterns (Python's \s has U+001C to U+001F besides).
-WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-# Stand-ins outside ASCII text: \x01 titlecase letter, \x02 letter without case, \x03 mark, \x04 anything else.
-# "ſ" stands for itself, because it equals "s" where case is ignored.
-_STAND_IN = {"Lu": "A", "Ll": "a", "Lt": "\x01", "Lm": "\x02", "Lo": "\x02"}
-_PROPERTY = {
-    r"\p{L}": "A-Za-z\x01\x02ſ",
-    r"\p{N}": "0-9",
-    r"\p{M}": "\x03",
-    r"\p{Lu}": "A-Z",
-    r"\p{Ll}": "a-zſ",
-    r"\p{Lt}": "\x01",
-    r"\p{Lm}": "\x02",
-    r"\p{Lo}": "\x02",
-    r"\s": "\t-\r ",
-    r"\S": "^\t-\r ",
-}
-
-
-def _stand_in(char: str) -> str:
-    if "!" <= char <= "~" or char == "ſ":
-        return char
-    if char in WHITE_SPACE:
-        return char if char < "\x7f" else "\t"
-    category = unicodedata.category(char)
-    return _STAND_IN.get(category) or {"M": "\x03", "N": "0"}.get(category[0], "\x04")
-
-
-class _Classes(dict[int, str]):
-    """{code point: stand-in}, filled as characters are met."""
-
-    def __missing__(self, code: int) -> str:
-        self[code] = _stand_in(chr(code))
-        return self[code]
-
-
-_CLASSES = _Classes()
-
-
-def _on_classes(pattern: str) -> re.Pattern[str]:
-    """The pattern as it runs on a translated text."""
-    out, inside = [], False
-    for token in re.findall(r"\\p\{\w+\}|\\.|.", pattern, flags=re.DOTALL):
-        inside = inside or token == "["
-        known = _PROPERTY.get(token)
-        out.append(token if known is None else known if inside else f"[{known}]")
-        inside = inside and token != "]"
-    return re.compile("".join(out))
-
-
-def _cut(step: re.Pattern[str], text: str) -> list[str]:
-    words, at = [], 0
-    for word in step.findall(text.translate(_CLASSES)):
-        words.append(text[at : at + len(word)])
-        at += len(word)
-    return words
+# GPT-4's differs from Llama 3's in how it is written; it cuts the same.
+GPT4 = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+# The numbers are those of `nf_rule` in csrc/tokenizer/words.h. Each pattern covers every character: words joined give the text.
+PATTERNS = {GPT2: 1, LLAMA3: 2, GPT4: 2, QWEN2: 3, GPT4O: 4}
+_EACH_DIGIT, _DIGIT_RUNS = 5, 6
+_MOST_RULES = 4
+NFC, NFKC = 1, 2  # `nf_form` in csrc/tokenizer/unicode.h
 
 
 @dataclass(frozen=True)
@@ -94,30 +37,22 @@ class Words:
     """How a text is cut into words.
 
     Attributes:
-        steps: applied one after the other to every piece; None puts a space before a piece that does not begin with one.
+        rules: numbers of PATTERNS, applied one after the other to every piece.
+        prefix: before the last rule, a piece that does not begin with a space gets one.
     """
 
-    steps: tuple[re.Pattern[str] | None, ...]
-
-    def cut(self, text: str, *, prefix: bool = True) -> list[str]:
-        """The words of `text`, in order; with prefix=False the first one gets no space in front."""
-        pieces = [text] if text else []
-        for step in self.steps:
-            if step is None:
-                pieces = [p if p[0] == " " or not (i or prefix) else " " + p for i, p in enumerate(pieces)]
-            else:
-                pieces = [word for piece in pieces for word in _cut(step, piece)]
-        return pieces
+    rules: tuple[int, ...]
+    prefix: bool = False
 
 
 @dataclass(frozen=True)
 class Marked:
-    """How a SentencePiece-style tokenizer.json marks spaces with U+2581.
+    """How a SentencePiece-style tokenizer marks spaces with U+2581.
 
     Attributes:
         prefix: "always" before every stretch of text, "first" only at the very start, "never".
         unless_marked: no mark is added where the text begins with one.
-        split: every mark begins a word of its own (else words are runs of marks with what follows).
+        split: every mark begins a word of its own.
     """
 
     prefix: str = "never"
@@ -143,7 +78,7 @@ def _flat(spec: Any, where: str, key: str) -> list[Mapping[str, Any]]:
     return [part for item in inner for part in _flat(item, where, key)]
 
 
-def _split_pattern(part: Mapping[str, Any], where: str) -> re.Pattern[str]:
+def _split_rule(part: Mapping[str, Any], where: str) -> int:
     pattern = part.get("pattern")
     text = pattern.get("Regex") if isinstance(pattern, dict) else None
     if not isinstance(text, str) or text not in PATTERNS:
@@ -151,7 +86,7 @@ def _split_pattern(part: Mapping[str, Any], where: str) -> re.Pattern[str]:
     kept = (part.get("behavior"), bool(part.get("invert")))
     if kept not in (("Isolated", False), ("Removed", True)):  # the same, as the patterns leave no gap
         raise _refuse(where, "pre_tokenizer Split with (behavior, invert)", kept)
-    return _on_classes(text)
+    return PATTERNS[text]
 
 
 def read_pre_tokenizer(spec: Any, where: str) -> Words | Marked | None:
@@ -172,19 +107,23 @@ def read_pre_tokenizer(spec: Any, where: str) -> Words | Marked | None:
         return None
     if len(parts) == 1 and parts[0]["type"] == "Metaspace":
         return _metaspace(parts[0], where)
-    steps: list[re.Pattern[str] | None] = []
+    rules: list[int] = []
+    prefix = False
     for i, part in enumerate(parts):
         kind, last = part["type"], i == len(parts) - 1
         if kind == "Digits" and not last:
-            steps.append(_on_classes(r"\p{N}|[^\p{N}]+" if part.get("individual_digits") else r"\p{N}+|[^\p{N}]+"))
+            rules.append(_EACH_DIGIT if part.get("individual_digits") else _DIGIT_RUNS)
         elif kind == "Split" and not last:
-            steps.append(_split_pattern(part, where))
+            rules.append(_split_rule(part, where))
         elif kind == "ByteLevel" and last:
-            steps += [None] if part.get("add_prefix_space", True) else []
-            steps += [_on_classes(GPT2)] if part.get("use_regex", True) else []
+            prefix = bool(part.get("add_prefix_space", True))
+            # without a pattern of its own the last rule would be one before the prefix: then a rule that cuts nothing
+            rules += [PATTERNS[GPT2]] if part.get("use_regex", True) else [0] if prefix or not rules else []
         else:
             raise _refuse(where, "pre_tokenizer", " + ".join(str(p["type"]) for p in parts))
-    return Words(tuple(steps))
+    if len(rules) > _MOST_RULES:
+        raise _refuse(where, "pre_tokenizer with so many parts as", len(rules))
+    return Words(tuple(rules), prefix)
 
 
 def _metaspace(part: Mapping[str, Any], where: str) -> Marked:
@@ -196,16 +135,16 @@ def _metaspace(part: Mapping[str, Any], where: str) -> Marked:
     return Marked(prefix=scheme, unless_marked=True, split=bool(part.get("split", True)))
 
 
-def read_normalizer(spec: Any, where: str) -> tuple[bool, Marked | None]:
-    """(text is brought to NFC, how spaces are marked) from the key `normalizer` of a tokenizer.json.
+def read_normalizer(spec: Any, where: str) -> tuple[int, Marked | None]:
+    """(normal form that text is brought to or 0, how spaces are marked) from the key `normalizer` of a tokenizer.json.
 
     Raises:
         TokenizerError: a component that is not known.
     """
-    nfc, prefix, marks = False, "never", False
+    form, prefix, marks = 0, "never", False
     for part in _flat(spec, where, "normalizer"):
-        if part["type"] == "NFC":
-            nfc = True
+        if part["type"] in ("NFC", "NFKC"):
+            form = max(form, NFC if part["type"] == "NFC" else NFKC)  # NFKC before or after NFC gives NFKC
         elif part["type"] == "Prepend" and part.get("prepend") == "▁":
             prefix = "always"
         elif part["type"] == "Replace" and part.get("pattern") == {"String": " "} and part.get("content") == "▁":
@@ -214,7 +153,7 @@ def read_normalizer(spec: Any, where: str) -> tuple[bool, Marked | None]:
             raise _refuse(where, "normalizer", dict(part))
     if prefix != "never" and not marks:
         raise _refuse(where, "normalizer", "Prepend without Replace")
-    return nfc, Marked(prefix=prefix) if marks else None
+    return form, Marked(prefix=prefix) if marks else None
 
 
 def read_post_processor(spec: Any, where: str) -> tuple[str | None, str | None]:

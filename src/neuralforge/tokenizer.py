@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to ids and back: `tokenizer.json`, SentencePiece `tokenizer.model`, and llama2.c `tokenizer.bin`."""
+"""Text to ids and back, for the tokenizers of `tokenizer.json`, `tokenizer.model`, rank files, GGUF and `tokenizer.bin`.
+
+The way of a text to ids is C (`csrc/tokenizer`); this is what stands around it: settings, names, decoding.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,33 @@ import hashlib
 import json
 import logging
 import operator
-import re
 import shutil
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import gguf_file, gguf_vocabulary
+import numpy as np
+import numpy.typing as npt
+
+from . import gguf_file
+from ._core import TOKEN_FLAGS, Coder
 from .bpe import Vocabulary
 from .config import ModelConfig
 from .errors import OutputError, TokenizerError
 from .files import make_folder, write_atomic
 from .gguf_vocabulary import native_files
-from .pretokenizer import WHITE_SPACE
-from .tokenizer_files import DAMAGED, AddedToken, Source, added_token, is_gguf, read_bytes, read_object, read_source, recognise
+from .tokenizer_files import read_source, recognise
+from .tokenizer_source import DAMAGED, AddedToken, Source, added_token, read_bytes, read_object
 
 log = logging.getLogger("neuralforge")
 
 MAIN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin", "tokenizer.gguf")
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 NO_TOKENIZER = "give tokenizer= (command: --tokenizer) the path of its tokenizer.model, tokenizer.json or tokenizer.bin"
-_SPACES = re.compile(f"[{WHITE_SPACE}]*")
+
+I32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +64,13 @@ class Tokenizer:
     add_eos: bool
     chat_template: str | None = field(repr=False)
     fingerprint: str
-    nfc: bool = False
 
     @classmethod
     def from_file(cls, path: str | Path, *, vocab_size: int | None = None) -> Tokenizer:
         """Load a tokenizer.
 
         Args:
-            path: a file (recognised by its content), or a folder with tokenizer.json, tokenizer.model or tokenizer.bin;
+            path: a file (recognised by its content; a GGUF model too), or a folder with one of MAIN_FILES;
                 tokenizer_config.json and chat_template.jinja beside a file of that name are read too.
             vocab_size: of the model that it is for, to be checked.
 
@@ -73,9 +78,13 @@ class Tokenizer:
             TokenizerError: missing, damaged, of a kind that is not supported, or too large for `vocab_size`.
         """
         main = _find(Path(path))
-        settings, template = _read_side(main) if main.name in MAIN_FILES or is_gguf(main) else ({}, None)
+        settings, template = _read_side(main) if main.name in MAIN_FILES else ({}, None)
         source = read_source(main, legacy=bool(settings.get("legacy", True)))
-        made = _assemble(main, source, settings, template)
+        made = _assemble(main, source, settings, template or source.chat_template)
+        try:
+            made._coder  # noqa: B018  builds the C tables, which check what they are given
+        except TokenizerError as e:
+            raise TokenizerError(f"{main}: {e.message}", hint=DAMAGED) from e
         if vocab_size is not None:
             made._check_size(vocab_size)
         return made
@@ -110,55 +119,57 @@ class Tokenizer:
             parse_special: special tokens written in the text become their ids; otherwise they are ordinary text.
             continuation: the text follows other text: no BOS, and no space in front.
         """
-        ids, _ = self._encode(text, "text" if continuation else "start", parse_special=parse_special)
+        before = "text" if continuation else "start"
+        ids: list[int] = self._encode([text], before, parse_special=parse_special)[0].tolist()
         if not add_special_tokens:
             return ids
-        bos, eos = self.bos_id, self.eos_id
-        tail = [eos] if self.add_eos and eos is not None and ids[-1:] != [eos] else []
-        head = [bos] if self.add_bos and bos is not None and not continuation and ids[:1] != [bos] else []
+        head, tail = self._ends(ids, continuation=continuation)
         return [*head, *ids, *tail]
+
+    def encode_array(self, text: str, *, parse_special: bool = False, threads: int = 1) -> I32:
+        """(n,) int32 ids of a text, however long, without BOS and EOS. They do not depend on `threads`."""
+        return self._encode([text], "start", parse_special=parse_special, threads=threads)[0]
+
+    def encode_batch(
+        self, texts: Sequence[str], *, parse_special: bool = False, threads: int = 1
+    ) -> tuple[I32, npt.NDArray[np.int64]]:
+        """(ids of all texts one after the other, where those of each end), each text as in `encode_array`."""
+        return self._encode(texts, "start", parse_special=parse_special, threads=threads)
 
     def encode_segments(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each segment of one long text, special tokens parsed, nothing added.
 
         No token crosses a border of segments; otherwise a segment is encoded as what it is, the middle of a text.
         """
-        out, after = [], "start"
-        for text in texts:
-            ids, after = self._encode(text, after, parse_special=True)
-            out.append(ids)
-        return out
+        ids, ends = self._encode(list(texts), "start", parse_special=True, chained=True)
+        return [part.tolist() for part in np.split(ids, ends)[:-1]]
 
-    def _encode(self, text: str, after: str, *, parse_special: bool) -> tuple[list[int], str]:
-        """(ids, what they end with), given what stands before: the "start", a "special" token or "text"."""
-        ids: list[int] = []
-        for part in self._parts(_clean(text), parse_special):
-            if isinstance(part, int):
-                ids.append(part)
-                after = "special"
-            else:
-                prefix = after == "start" or (after == "special" and self.vocabulary.marks_all)
-                ids += self.vocabulary.encode(part, prefix=prefix)
-                after = "text"
-        return ids, after
+    def _encode(
+        self, texts: Sequence[str], before: str, *, parse_special: bool, chained: bool = False, threads: int = 1
+    ) -> tuple[I32, npt.NDArray[np.int64]]:
+        data = [_utf8(text) for text in texts]
+        try:
+            return self._coder.encode(data, before=before, chained=chained, special=parse_special, threads=threads)
+        except TokenizerError as e:
+            raise TokenizerError(f"{self.path}: {e.message}", hint="the vocabulary is cut short, or not for this text") from e
 
-    def _parts(self, text: str, parse_special: bool) -> Iterator[str | int]:
-        before, behind = self._matchers[parse_special]
-        for part in before(text):
-            if isinstance(part, int):
-                yield part
-            else:
-                yield from behind(unicodedata.normalize("NFC", part) if self.nfc else part)
+    def _ends(self, ids: Sequence[int], *, continuation: bool) -> tuple[list[int], list[int]]:
+        """What `encode` puts before and behind ids: BOS and EOS where the settings say so, never twice."""
+        bos, eos = self.bos_id, self.eos_id
+        head = [bos] if self.add_bos and bos is not None and not continuation and list(ids[:1]) != [bos] else []
+        tail = [eos] if self.add_eos and eos is not None and list(ids[-1:]) != [eos] else []
+        return head, tail
 
     @cached_property
-    def _matchers(self) -> tuple[tuple[_Matcher, _Matcher], ...]:
-        """(searched before, searched after normalisation), without and with special tokens."""
-        chosen = ([t for t in self.added if not t.special], self.added)
-        return tuple((_Matcher.of(some, normalized=False), _Matcher.of(some, normalized=True)) for some in chosen)
+    def _coder(self) -> Coder:
+        flags = [sum(bit for name, bit in TOKEN_FLAGS.items() if getattr(token, name)) for token in self.added]
+        added = [(token.content.encode(), token.id, flag) for token, flag in zip(self.added, flags, strict=True)]
+        return Coder(self.vocabulary.spec, added)
 
     @cached_property
     def _texts(self) -> list[bytes]:
-        texts = [*self.vocabulary.pieces, *[b""] * (self.vocab_size - len(self.vocabulary.pieces))]
+        surfaces = self.vocabulary.surfaces
+        texts = [*surfaces, *[b""] * (self.vocab_size - len(surfaces))]
         for token in self.added:
             texts[token.id] = token.content.encode()
         return texts
@@ -178,7 +189,8 @@ class Tokenizer:
     def stream(self, skip_special_tokens: bool = True, *, continuation: bool = False) -> StreamDecoder:
         """A decoder that takes ids one by one; its pieces joined are what `decode` gives."""
         skipped = frozenset(self.special_tokens.values()) if skip_special_tokens else frozenset()
-        return StreamDecoder(self._texts, skipped, drop_space=self.vocabulary.drops_space and not continuation)
+        drops = 0 if continuation or not self.vocabulary.drops_space else len(" ") if not self.vocabulary.drops_spaces else -1
+        return StreamDecoder(self._texts, skipped, drop_spaces=drops)
 
     def check_model(self, config: ModelConfig) -> None:
         """Check that every id has a row in the model's embedding.
@@ -202,7 +214,7 @@ class Tokenizer:
             OutputError: a file cannot be written.
         """
         folder = Path(folder)
-        if is_gguf(self.path):
+        if gguf_file.is_gguf(self.path):
             for name, data in native_files(gguf_file.read(self.path, error=TokenizerError)).items():
                 write_atomic(make_folder(folder) / name, data)
             return
@@ -221,8 +233,9 @@ class Tokenizer:
 class StreamDecoder:
     """Ids to text, one at a time, never splitting a character."""
 
-    def __init__(self, texts: Sequence[bytes], skipped: frozenset[int], *, drop_space: bool) -> None:
-        self._texts, self._skipped, self._drop_space = texts, skipped, drop_space
+    def __init__(self, texts: Sequence[bytes], skipped: frozenset[int], *, drop_spaces: int) -> None:
+        """`drop_spaces`: how many spaces the text loses at its very start; -1: all."""
+        self._texts, self._skipped, self._drop = texts, skipped, drop_spaces
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
@@ -237,8 +250,9 @@ class StreamDecoder:
                 f"id {i} is not in the vocabulary of {len(self._texts)}", hint="wrong tokenizer for this model?"
             )
         data = b"" if i in self._skipped else self._texts[i]
-        if data and self._drop_space:
-            data, self._drop_space = data.removeprefix(b" "), False
+        if data and self._drop:
+            data = data.lstrip(b" ") if self._drop < 0 else data.removeprefix(b" ")
+            self._drop = self._drop if self._drop < 0 and not data else 0
         return self._utf8.decode(data)
 
     def flush(self) -> str:
@@ -246,46 +260,13 @@ class StreamDecoder:
         return self._utf8.decode(b"", True)
 
 
-@dataclass(frozen=True)
-class _Matcher:
-    """Finds added tokens: the leftmost, and of those the longest."""
-
-    tokens: Mapping[str, AddedToken]
-    pattern: re.Pattern[str] | None
-
-    @staticmethod
-    def of(added: Iterable[AddedToken], *, normalized: bool) -> _Matcher:
-        tokens = {t.content: t for t in added if t.normalized == normalized}
-        longest_first = sorted(tokens, key=len, reverse=True)
-        return _Matcher(tokens, re.compile("|".join(map(re.escape, longest_first))) if tokens else None)
-
-    def __call__(self, text: str) -> Iterator[str | int]:
-        """The text cut into ids of tokens and non-empty stretches between them."""
-        at = 0
-        for match in self.pattern.finditer(text) if self.pattern else ():
-            token, (start, end) = self.tokens[match.group()], match.span()
-            if token.single_word and re.search(r"\w", text[max(start - 1, 0) : start] + text[end : end + 1]):
-                continue
-            if token.lstrip:
-                start = at + len(text[at:start].rstrip(WHITE_SPACE))
-            if token.rstrip:
-                end += len(_SPACES.match(text, end).group())  # type: ignore[union-attr]
-            if start > at:
-                yield text[at:start]
-            yield token.id
-            at = end
-        if at < len(text):
-            yield text[at:]
-
-
-def _clean(text: str) -> str:
+def _utf8(text: str) -> bytes:
     if not isinstance(text, str):
         raise TokenizerError(f"text to encode is {type(text).__name__}, not str")
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+        return text.encode()
+    except UnicodeEncodeError:  # lone surrogates; a pair of them is the character that they stand for
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def _find(path: Path) -> Path:
@@ -301,9 +282,6 @@ def _find(path: Path) -> Path:
 
 def _read_side(main: Path) -> tuple[dict[str, Any], str | None]:
     """(settings, chat template) of the files beside the tokenizer; tokenizer_config.json wins."""
-    if is_gguf(main):
-        inside = gguf_vocabulary.settings(gguf_file.read(main, error=TokenizerError))
-        return inside, inside.get("chat_template")
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if main.with_name(name).is_file():
@@ -379,7 +357,7 @@ def _assemble(path: Path, source: Source, settings: Mapping[str, Any], template:
     return Tokenizer(
         path=path,
         vocabulary=source.vocabulary,
-        vocab_size=max(len(source.vocabulary.pieces), *(t.id + 1 for t in tokens), 0),
+        vocab_size=max(len(source.vocabulary.surfaces), *(t.id + 1 for t in tokens), 0),
         added=tokens,
         special_tokens={t.content: t.id for t in tokens if t.special},
         token_names=names,
@@ -387,5 +365,4 @@ def _assemble(path: Path, source: Source, settings: Mapping[str, Any], template:
         add_eos=flags["eos"],
         chat_template=template,
         fingerprint=hashlib.sha256(source.digest + b"\0" + rest.encode()).hexdigest(),
-        nfc=source.nfc,
     )

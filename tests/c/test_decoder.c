@@ -122,24 +122,28 @@ static void test_gradients(nf_mode mode) {
     destroy(&m);
 }
 
-static void test_generation(void) {
+/* Tokens one by one, and as several rows of one call, against all at once; limits of what a cache keeps. */
+static void test_generation(nf_cache_kind kind, double limit) {
     model m;
-    nf_cache *cache;
-    float whole[T * V], piece[V];
-    build(&m, NF_MODE_INFER, 1);
-    check(nf_cache_new(&cache, m.engine, T) == NF_OK, "cache");
+    nf_cache *cache, *other;
+    float whole[T * V], piece[V], rows[3 * V];
+    build(&m, NF_MODE_INFER, 2);
+    check(nf_cache_new(&cache, m.engine, T, kind) == NF_OK && nf_cache_new(&other, m.engine, T, kind) == NF_OK, "caches");
     check(nf_engine_logits(m.engine, cache, tokens, T, 0, whole) == NF_OK && nf_cache_length(cache) == T, "logits of all");
     check(nf_engine_logits(m.engine, cache, tokens, 1, 1, piece) == NF_ERR_ARGUMENT, "a full cache refuses");
-    check(nf_cache_truncate(cache, 0) == NF_OK, "truncate");
+    check(nf_cache_truncate(cache, 0) == NF_OK && nf_cache_truncate(cache, 1) == NF_ERR_ARGUMENT, "truncate");
     double expected[V];
     for (int t = 0; t < T; t++) {
         for (int v = 0; v < V; v++) expected[v] = whole[t * V + v];
         nf_engine_logits(m.engine, cache, tokens + t, 1, 1, piece);
-        check_close("logits token by token", piece, expected, V, 1e-5);
+        check_close("logits token by token", piece, expected, V, limit);
+        nf_cache *const three[3] = {other, other, other};
+        if (t % 3 == 0 && t + 3 <= T) check(nf_engine_decode(m.engine, three, tokens + t, 3, rows) == NF_OK, "three at once");
+        if (t < T / 3 * 3) check(memcmp(piece, rows + t % 3 * V, sizeof piece) == 0, "a row of three is the same as alone");
     }
     check(isnan(step(&m, 1)), "an engine for inference refuses to train");
     check(isfinite(step(&m, 0)), "but says the loss");
-    nf_cache_free(cache);
+    nf_cache_free(cache), nf_cache_free(other);
     nf_cache_free(NULL);
     destroy(&m);
     nf_engine_free(NULL);
@@ -164,13 +168,18 @@ static void test_misuse(void) {
     int64_t kept = nf_engine_arena_bytes(&good, NF_MODE_LORA, 1, 64, 0, 8, 2);
     check(kept > 64 * D * 4, "arena bytes");
     check(nf_engine_arena_bytes(&good, NF_MODE_LORA, 1, 64, 1, 8, 2) < kept, "recomputing needs less memory");
+    check(nf_engine_set_blocks(e, NF_Q, 0, &one, NF_BLOCK_Q4_0) == NF_ERR_ARGUMENT && strstr(nf_last_error(), "whole blocks"),
+          nf_last_error());
+    check(nf_engine_set_blocks(e, NF_ATTN_NORM, 0, &one, NF_BLOCK_Q4_0) == NF_ERR_ARGUMENT, nf_last_error());
     nf_engine_free(e);
 }
 
 int main(void) {
     test_gradients(NF_MODE_FULL);
     test_gradients(NF_MODE_LORA);
-    test_generation();
+    test_generation(NF_CACHE_F32, 1e-5);
+    test_generation(NF_CACHE_F16, 2e-3);  /* 11 bits */
+    test_generation(NF_CACHE_INT8, 3e-2); /* 255 steps for each head */
     test_misuse();
     return report();
 }

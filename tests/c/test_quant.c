@@ -5,16 +5,16 @@
 #include "../../csrc/quant/pack.h"
 #include "check.h"
 
-static const char *const names[NF_BLOCK_TYPE_COUNT] = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+static const char *const names[NF_BLOCK_KINDS] = {"Q8_0", "Q4_0", "Q4_K", "Q6_K", "Q4_1", "Q5_0", "Q5_1", "Q5_K"};
 
-static uint8_t *pack(nf_block_type type, const float *x, int64_t blocks, int threads, nf_status *status) {
+static uint8_t *pack(nf_block_kind type, const float *x, int64_t blocks, int threads, nf_status *status) {
     uint8_t *out = malloc((size_t)(blocks * nf_block_bytes(type)) + 1);
     if (!out) abort();
     *status = nf_pack_blocks(type, out, x, blocks, threads);
     return out;
 }
 
-static void test_type(nf_block_type type) {
+static void test_type(nf_block_kind type) {
     static const int64_t counts[] = {0, 1, 2, 3, 15, 16, 17, 64, 65, 200};
     char line[80];
     int same = 1, fine = 1;
@@ -31,7 +31,7 @@ static void test_type(nf_block_type type) {
     check(same && fine, line);
 }
 
-static void test_values(nf_block_type type) {
+static void test_values(nf_block_kind type) {
     static const float extremes[] = {0.0f, -0.0f, 1e-45f, -1e-30f, 6e4f, -6e4f, 3e38f, -3e38f, INFINITY, NAN};
     char line[80];
     int64_t n = nf_block_values(type);
@@ -52,12 +52,12 @@ static void test_values(nf_block_type type) {
 }
 
 int main(void) {
-    for (int type = 0; type < NF_BLOCK_TYPE_COUNT; type++) {
-        test_type((nf_block_type)type);
-        test_values((nf_block_type)type);
+    for (int type = 0; type < NF_BLOCK_KINDS; type++) {
+        test_type((nf_block_kind)type);
+        test_values((nf_block_kind)type);
     }
     uint8_t out;
-    check(nf_pack_blocks(NF_BLOCK_TYPE_COUNT, &out, NULL, 0, 1) == NF_ERR_ARGUMENT, "an unknown type is refused");
+    check(nf_pack_blocks(NF_BLOCK_KINDS, &out, NULL, 0, 1) == NF_ERR_ARGUMENT, "an unknown type is refused");
     printf("%d checks, %d failures\n", checks, failures);
     return failures > 0;
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -61,11 +62,21 @@ class Session(Protocol):
     def loss(self, batch: MicroBatch) -> tuple[float, int]:
         """(sum of the token losses in nats, trained tokens) without gradients or dropout."""
 
-    def new_cache(self, max_length: int) -> Any:
-        """An empty KV cache for one sequence of at most `max_length` tokens; it has `length` and `truncate(n)`."""
+    def new_cache(self, max_length: int, *, dtype: str = "f32") -> Any:
+        """An empty KV cache for one sequence of at most `max_length` tokens; it has `length`, `capacity` and `truncate(n)`.
+
+        `dtype` is how it holds keys and values: "f32", "f16" or "int8".
+        """
 
     def logits(self, tokens: IntArray, cache: Any = None, *, last_only: bool = False) -> F32Array:
         """(T,) int32 -> (T, V) float32, or (1, V) with last_only. With a cache the tokens follow those already in it."""
+
+    def decode(self, tokens: IntArray, caches: Sequence[Any]) -> F32Array:
+        """One more token for each of n sequences: (n,) int32 -> (n, V) float32; weights are read once for all.
+
+        Each row is the same, to the bit, as it would be alone. A cache may be named several times: its tokens follow each
+        other. At most `max_tokens` of `open` at once.
+        """
 
     def update(self, params: ParamSet) -> None:
         """Take over changed values of `params` (the same object as `self.params` is allowed)."""
@@ -82,8 +93,8 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """None, or the reason in one sentence."""
 
-    def resolve_dtype(self, dtype: str) -> str:
-        """The arithmetic that "auto" or a name means here; ConfigError when the backend cannot compute in it."""
+    def resolve_dtype(self, dtype: str, weights: Weights) -> str:
+        """The arithmetic that "auto" or a name means here for these weights; ConfigError when it is not known."""
 
     def activation_bytes(
         self,

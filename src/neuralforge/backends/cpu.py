@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,11 +15,15 @@ from ..config import LoraConfig, ModelConfig, tensor_shapes
 from ..errors import BackendError, ConfigError, ModelError
 from ..lora import lora_shapes
 from ..models import inverse_frequencies
-from ..weights import F32Array, ParamSet, Tensor, Weights
+from ..weights import BLOCKS, F32Array, ParamSet, Tensor, Weights
 from . import IntArray, MicroBatch
 
 name = "cpu"
-DTYPES = ("f32", "bf16", "int8")
+DTYPES = ("f32", "bf16", "int8", "int4", "stored")
+# stored dtype -> the form that it is without a copy; blocks are called the same in both
+STORED_AS = {"F32": "f32", "BF16": "bf16"}
+# projections that read the same activations, which are prepared once for all of them
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 # canonical name inside a layer -> slot of the engine
 LAYER_SLOTS = {
@@ -44,11 +50,13 @@ def unavailable() -> str | None:
     return None
 
 
-def resolve_dtype(dtype: str) -> str:
-    """The arithmetic that `dtype` means here."""
+def resolve_dtype(dtype: str, weights: Weights) -> str:
+    """The arithmetic that `dtype` means for these weights; "stored" multiplies quantised ones as they lie in the file."""
     if dtype not in ("auto", *DTYPES):
         raise ConfigError(f"dtype={dtype!r}: the CPU backend does not compute in it", hint=f"use auto, {', '.join(DTYPES)}")
-    return "f32" if dtype == "auto" else dtype
+    if dtype != "auto":
+        return dtype
+    return "stored" if any(t.dtype in BLOCKS for t in weights.values()) else "f32"
 
 
 def slot_of(tensor: str) -> tuple[str, int]:
@@ -87,14 +95,48 @@ def full_params(config: ModelConfig) -> ParamSet:
     return ParamSet(decayed | rest, n_decay=sum(int(np.prod(s)) for s in decayed.values()))
 
 
-def form_of(shape: tuple[int, ...], dtype: str) -> str:
-    """How a frozen tensor is kept: matrices in `dtype`, norms and biases in float32."""
-    return "f32" if len(shape) == 1 else dtype
+def _stored_form(tensor: Tensor, group: list[Tensor]) -> str:
+    """Blocks that the engine multiplies stay; beside blocks all else becomes Q8_0, elsewhere bf16."""
+    if tensor.dtype in _core.BLOCKS:
+        return tensor.dtype
+    return "Q8_0" if any(t.dtype in BLOCKS for t in group) else "bf16"
+
+
+def form_of(tensor: Tensor, group: list[Tensor], dtype: str) -> str:
+    """How a frozen tensor is kept: "f32", "bf16", "int8" or a kind of blocks.
+
+    Norms and biases stay float32; with int4 the embedding and the head are Q8_0.
+
+    Args:
+        tensor: as stored.
+        group: the tensors that are multiplied with the same activations, itself among them.
+        dtype: as resolved.
+    """
+    if len(tensor.shape) == 1 or dtype == "f32":
+        return "f32"
+    if dtype == "stored":
+        return _stored_form(tensor, group)
+    if dtype == "int4":
+        return "bf16" if tensor.shape[1] % 32 else "Q8_0" if tensor.name in MODEL_SLOTS else "Q4_0"
+    return dtype
+
+
+def forms(weights: Weights, *, dtype: str) -> dict[str, str]:
+    """{tensor: its form} of all weights."""
+    found = {}
+    for name, tensor in weights.items():
+        module = name.split(".")[-2]
+        members = next((g for g in GROUPS if module in g), (module,))
+        names = (name.replace(module, member) for member in members)
+        found[name] = form_of(tensor, [weights[n] for n in names if n in weights], dtype)
+    return found
 
 
 def _check_finite(stored: Tensor, values: F32Array | None) -> None:
-    """`values` None: the stored bits are bf16, whose exponent is all ones in NaN and infinity."""
-    if values is None and not ((stored.data & 0x7F80) == 0x7F80).any():
+    """`values` None: the stored bits are bf16, whose exponent is all ones in NaN and infinity, or blocks."""
+    if values is None and stored.dtype == "BF16" and not ((stored.data & 0x7F80) == 0x7F80).any():
+        return
+    if values is None and stored.dtype in BLOCKS and _core.first_nonfinite_blocks(stored.data, stored.dtype) is None:
         return
     values = stored.float32() if values is None else values
     bad = _core.first_nonfinite(values)
@@ -148,29 +190,42 @@ class CpuSession:
         return self._engine
 
     def _set_weights(self, weights: Weights, *, trained: bool) -> None:
+        kept = forms(weights, dtype=self.dtype)
         for tensor in tensor_shapes(self.config):
-            stored = weights[tensor]
-            form = form_of(stored.shape, self.dtype)
-            slot, layer = slot_of(tensor)
-            if form == "bf16" and stored.dtype == "BF16" and not trained:
-                _check_finite(stored, None)
-                self.engine.set_narrow(slot, layer, np.ascontiguousarray(stored.data), None)
-                continue
-            values = stored.float32()
             if trained:
-                self.params[tensor][...] = values
-                values = self.params[tensor]
-            _check_finite(stored, values)
-            if trained:
-                self.engine.set(slot, layer, values, self.grads[tensor] if self.grads else None)
-                if form == "bf16":
-                    self.engine.set_narrow(slot, layer, self._rounded_of(tensor), None)
-            elif form == "bf16":
-                self.engine.set_narrow(slot, layer, _core.to_bf16(values), None)
-            elif form == "int8":
-                self.engine.set_narrow(slot, layer, *_core.to_int8(values))
+                self._set_trained(weights[tensor], kept[tensor])
             else:
-                self.engine.set(slot, layer, values, None)
+                self._set_frozen(weights[tensor], kept[tensor])
+
+    def _set_trained(self, stored: Tensor, form: str) -> None:
+        slot, layer = slot_of(stored.name)
+        values = self.params[stored.name]
+        values[...] = stored.float32()
+        _check_finite(stored, values)
+        self.engine.set(slot, layer, values, self.grads[stored.name] if self.grads else None)
+        if form == "bf16":
+            self.engine.set_narrow(slot, layer, self._rounded_of(stored.name), None)
+
+    def _set_frozen(self, stored: Tensor, form: str) -> None:
+        slot, layer = slot_of(stored.name)
+        if form == STORED_AS.get(stored.dtype, stored.dtype) and form != "f32":
+            data = np.ascontiguousarray(stored.data)
+            _check_finite(dataclasses.replace(stored, data=data), None)
+            if form == "bf16":
+                self.engine.set_narrow(slot, layer, data, None)
+            else:
+                self.engine.set_blocks(slot, layer, data, form)
+            return
+        values = stored.float32()
+        _check_finite(stored, values)
+        if form == "f32":
+            self.engine.set(slot, layer, values)
+        elif form == "bf16":
+            self.engine.set_narrow(slot, layer, _core.to_bf16(values), None)
+        elif form == "int8":
+            self.engine.set_narrow(slot, layer, *_core.to_int8(values))
+        else:
+            self.engine.set_blocks(slot, layer, _core.to_blocks(values, form), form)
 
     def _set_lora(self, lora: LoraConfig) -> None:
         for a in self.params:
@@ -209,8 +264,10 @@ class CpuSession:
             self._use_frequencies(int(np.diff(batch.bounds).max(initial=0)))
         return self.engine.step(batch.tokens, batch.targets, batch.positions, batch.bounds, backward=backward, seed=seed)
 
-    def new_cache(self, max_length: int) -> _core.Cache:
-        return _core.Cache(self.engine, max_length)
+    def new_cache(self, max_length: int, *, dtype: str = "f32") -> _core.Cache:
+        if dtype not in _core.CACHES:
+            raise ConfigError(f"dtype={dtype!r} of a cache: unknown", hint=f"use {', '.join(_core.CACHES)}")
+        return _core.Cache(self.engine, max_length, dtype)
 
     def logits(self, tokens: IntArray, cache: _core.Cache | None = None, *, last_only: bool = False) -> F32Array:
         tokens = np.ascontiguousarray(tokens, np.int32)
@@ -218,6 +275,11 @@ class CpuSession:
         if self.config.rope.rope_type == "longrope":
             self._use_frequencies(cache.capacity)
         return self.engine.logits(cache, tokens, last_only=last_only)
+
+    def decode(self, tokens: IntArray, caches: Sequence[_core.Cache]) -> F32Array:
+        if self.config.rope.rope_type == "longrope":
+            self._use_frequencies(max(cache.capacity for cache in caches))
+        return self.engine.decode(caches, np.ascontiguousarray(tokens, np.int32))
 
     def update(self, params: ParamSet) -> None:
         if params is not self.params:
@@ -252,7 +314,7 @@ def open(
     gradient_checkpointing: bool = False,
 ) -> CpuSession:
     """Open a model on the CPU; see `backends.Backend.open`."""
-    arithmetic = resolve_dtype(dtype)
+    arithmetic = resolve_dtype(dtype, weights)
     if train == "lora" and lora is None:
         raise ConfigError("train='lora' needs a LoraConfig")
     if train == "full" and arithmetic not in ("f32", "bf16"):
@@ -293,11 +355,14 @@ def activation_bytes(
 
 def copied_bytes(weights: Weights, *, dtype: str, trained: bool = False) -> int:
     """Bytes of weights that a session keeps besides the file's own, or besides trained values, in the form it multiplies."""
-    stored = {"f32": "F32", "bf16": "BF16"}
-    sizes = {"f32": 4, "bf16": 2, "int8": 1}
     total = 0
-    for tensor in weights.values():
-        form = form_of(tensor.shape, dtype)
-        there = form == "f32" if trained else tensor.dtype == stored.get(form)
-        total += 0 if there else sizes[form] * tensor.size
+    for name, form in forms(weights, dtype=dtype).items():
+        tensor = weights[name]
+        there = form == "f32" if trained else STORED_AS.get(tensor.dtype, tensor.dtype) == form
+        total += 0 if there else tensor.size // tensor.shape[-1] * _row_bytes(form, tensor.shape[-1])
     return total
+
+
+def _row_bytes(form: str, width: int) -> int:
+    sizes = {"f32": 4, "bf16": 2, "int8": 1}
+    return sizes[form] * width if form in sizes else _core.block_bytes(form, width)

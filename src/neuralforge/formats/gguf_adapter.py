@@ -12,10 +12,9 @@ import numpy as np
 from .. import gguf_file
 from ..config import LINEAR_MODULES, LoraConfig, ModelConfig, tensor_shapes
 from ..errors import AdapterError, AdapterMismatchError
-from ..gguf_file import DAMAGED, Entry
+from ..gguf_file import DAMAGED, Entry, is_gguf
 from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
 from ..models.fields import Fields
-from ..tokenizer_files import is_gguf
 from ..weights import STORED, F32Array
 from . import from_half, to_half
 from .gguf import gguf_name

@@ -15,7 +15,9 @@ from ..config import ModelConfig
 from ..errors import TokenizerError
 from ..gguf_vocabulary import BYTE, CONTROL, NORMAL, PRE_TOKENIZERS, UNKNOWN, UNUSED, USER_DEFINED
 from ..tokenizer import Tokenizer
-from ..tokenizer_files import is_gguf, read_bytes, recognise
+from ..tokenizer_files import recognise
+from ..tokenizer_source import read_bytes
+from ..tokenizer_spm import read_pieces
 
 MARK = "▁"
 _SPECIAL_SCORE = -1000.0  # below any piece, as llama.cpp's own converter has it
@@ -32,15 +34,21 @@ def metadata_of(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
     Raises:
         TokenizerError: a pre-tokenizer or vocabulary for which llama.cpp has no name.
     """
-    if is_gguf(tokenizer.path):
+    if gguf_file.is_gguf(tokenizer.path):
         inside = gguf_file.read(tokenizer.path, error=TokenizerError).metadata
         return {key: value for key, value in inside.items() if key.startswith("tokenizer.")}
     data = read_bytes(tokenizer.path)
     kind = recognise(data, tokenizer.path)
+    model = tokenizer.vocabulary.spec.model
+    if model == "unigram" or (kind == "tokenizer.model" and model == "bytes"):
+        raise TokenizerError(
+            f"{tokenizer.path}: a {'unigram model' if model == 'unigram' else 'rank file'} is not written to GGUF",
+            hint="give tokenizer= a tokenizer.json of merges, or a SentencePiece BPE model",
+        )
     if kind == "tokenizer.json":
         values = _of_json(json.loads(data), tokenizer)
     elif kind == "tokenizer.model":
-        values = _of_sentencepiece(data)
+        values = _of_sentencepiece(data, tokenizer)
     else:
         values = _of_bin(data)
     _mark_added(values, tokenizer)
@@ -69,16 +77,10 @@ def _template(tokenizer: Tokenizer) -> dict[str, Any]:
     return {} if tokenizer.chat_template is None else {"tokenizer.chat_template": tokenizer.chat_template}
 
 
-def _of_sentencepiece(data: bytes) -> dict[str, Any]:
-    import sentencepiece
-
-    sp = sentencepiece.SentencePieceProcessor(model_proto=data)
-    size = range(sp.vocab_size())
-    tests = ((sp.is_unknown, UNKNOWN), (sp.is_control, CONTROL), (sp.is_unused, UNUSED), (sp.is_byte, BYTE))
-    kinds = [next((kind for test, kind in tests if test(i)), NORMAL) for i in size]
-    pieces, scores = [sp.id_to_piece(i) for i in size], [sp.get_score(i) for i in size]
-    prefix = len(sp.encode("a", out_type=str)[0]) > 1 or sp.encode("a", out_type=str)[0] == MARK
-    return _marked(pieces, scores, kinds, add_space_prefix=prefix)
+def _of_sentencepiece(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
+    pieces = read_pieces(data, tokenizer.path)
+    texts, scores, kinds = [p.text for p in pieces], [p.score for p in pieces], [p.kind for p in pieces]
+    return _marked(texts, scores, kinds, add_space_prefix=tokenizer.vocabulary.spec.prefix)
 
 
 def _of_bin(data: bytes) -> dict[str, Any]:
@@ -131,8 +133,7 @@ def _of_marked_json(
     for i, token in enumerate(tokens):
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             kinds[i] = BYTE
-    prefix = tokenizer.vocabulary.encode("a", prefix=True) != tokenizer.vocabulary.encode("a", prefix=False)
-    return _marked(tokens, scores, kinds, add_space_prefix=prefix)
+    return _marked(tokens, scores, kinds, add_space_prefix=tokenizer.vocabulary.spec.prefix)
 
 
 def _pre_name(spec: dict[str, Any], tokenizer: Tokenizer) -> str:

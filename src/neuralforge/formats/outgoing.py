@@ -14,8 +14,8 @@ from .. import gguf_file
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..files import write_atomic
+from ..gguf_file import is_gguf
 from ..tokenizer import Tokenizer
-from ..tokenizer_files import is_gguf
 from ..weights import F32Array
 from .peft import Adapter
 

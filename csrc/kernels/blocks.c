@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "blocks.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "../core/cpu.h"
+#include "../core/half.h"
+#include "blocks_inside.h"
+
+static const uint8_t *row_of(const nf_blocks *b, int64_t o) {
+    return (const uint8_t *)b->w + o * (b->in / nf_block_values(b->kind) * nf_block_bytes(b->kind));
+}
+
+/* To the nearest, ties to even, for |x| <= 2^22: adding 1.5 * 2^23 leaves the whole number in the low bits. */
+static inline int32_t round_to_whole(float x) {
+    float shifted = x + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return bits - 0x4b400000;
+}
+
+#define NF_TARGET
+#define NF_NAME(x) x##_base
+#include "blocks.inc.h"
+#undef NF_TARGET
+#undef NF_NAME
+
+/* The product of two rows. */
+static inline float dot_base(nf_block_kind kind, const uint8_t *row, const nf_block_pair *pairs, int64_t groups) {
+    group_base g;
+    float total = 0.0f;
+    for (int64_t at = 0; at < groups; at++) {
+        const nf_block_pair *x = &pairs[at / 2];
+        const int8_t *q = x->q + at % 2 * 32;
+        int32_t sums[2] = {0, 0};
+        unpack_base(&g, kind, row, at);
+        for (int half = 0; half < 2; half++)
+            for (int i = 16 * half; i < 16 * half + 16; i++) sums[half] += (int16_t)(g.q[i] * q[i]);
+        float product = g.d[0] * (float)sums[0] + g.d[1] * (float)sums[1] + g.m * (float)x->minus_sum[at % 2];
+        total += x->d[at % 2] * product;
+    }
+    return total;
+}
+
+static void decode_base(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                        int64_t o1) {
+    for (int64_t o = o0; o < o1; o++)
+        for (int64_t t = 0; t < rows; t++) {
+            const nf_block_pair *x = (const void *)((const char *)a + t * stride);
+            float *to = y + t * ldy + (o - o0);
+            switch (b->kind) { /* a constant kind in each case, so that the unpacking is inlined for it */
+            case NF_BLOCK_Q8_0:
+                *to = dot_base(NF_BLOCK_Q8_0, row_of(b, o), x, b->in / 32);
+                break;
+            case NF_BLOCK_Q4_0:
+                *to = dot_base(NF_BLOCK_Q4_0, row_of(b, o), x, b->in / 32);
+                break;
+            case NF_BLOCK_Q4_K:
+                *to = dot_base(NF_BLOCK_Q4_K, row_of(b, o), x, b->in / 32);
+                break;
+            default:
+                *to = dot_base(NF_BLOCK_Q6_K, row_of(b, o), x, b->in / 32);
+            }
+        }
+}
+
+#if defined(__x86_64__)
+#define NF_TARGET __attribute__((target("avx2,fma,f16c")))
+#define NF_NAME(x) x##_avx2
+#include "blocks.inc.h"
+#undef NF_TARGET
+#undef NF_NAME
+#else
+#define prepare_avx2 prepare_base
+#define widen_avx2 widen_base
+#endif
+
+nf_block_path nf_block_path_here(void) {
+    if (nf_cpu_dots().int8 && nf_cpu_dots().bf16) return NF_BLOCK_VNNI;
+    return nf_cpu_isa() == NF_ISA_BASE ? NF_BLOCK_PLAIN : NF_BLOCK_AVX2;
+}
+
+void nf_blocks_widen(const nf_blocks *b, float *out, int64_t o, int64_t i0, int64_t n) {
+    (b->path == NF_BLOCK_PLAIN ? widen_base : widen_avx2)(b, out, o, i0, n);
+}
+
+int64_t nf_blocks_first_nonfinite(nf_block_kind kind, const void *w, int64_t rows, int64_t in) {
+    nf_blocks b = {kind, NF_BLOCK_PLAIN, w, in};
+    int64_t bytes = nf_block_bytes(kind), blocks = in / nf_block_values(kind), d = kind == NF_BLOCK_Q6_K ? Q6_K_D : 0;
+    for (int64_t o = 0; o < rows; o++)
+        for (int64_t i = 0; i < blocks; i++) {
+            const uint8_t *block = row_of(&b, o) + i * bytes;
+            int bad = (nf_half_at(block + d) & 0x7c00) == 0x7c00;
+            if (kind == NF_BLOCK_Q4_K) bad |= (nf_half_at(block + 2) & 0x7c00) == 0x7c00;
+            if (bad) return o;
+        }
+    return -1;
+}
+
+int64_t nf_blocks_operand_bytes(int64_t width) { return nf_block_pairs(width) * (int64_t)sizeof(nf_block_pair); }
+
+void nf_blocks_prepare(nf_block_path path, void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows,
+                       int64_t width) {
+    if (path == NF_BLOCK_VNNI)
+        nf_blocks_prepare_vnni(out, stride, x, ldx, rows, width);
+    else
+        (path == NF_BLOCK_PLAIN ? prepare_base : prepare_avx2)(out, stride, x, ldx, rows, width);
+}
+
+void nf_blocks_decode(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                      int64_t o1) {
+    switch (b->path) {
+    case NF_BLOCK_VNNI:
+        nf_blocks_decode_vnni(b, y, ldy, a, stride, rows, o0, o1);
+        return;
+    case NF_BLOCK_AVX2:
+        nf_blocks_decode_avx2(b, y, ldy, a, stride, rows, o0, o1);
+        return;
+    default:
+        decode_base(b, y, ldy, a, stride, rows, o0, o1);
+    }
+}
+
+int64_t nf_blocks_scratch(void) { return nf_blocks_scratch_vnni(); }
+
+void nf_blocks_forward(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                       int64_t o1, float beta, void *scratch) {
+    nf_blocks_forward_vnni(b, y, ldy, a, stride, rows, o0, o1, beta, scratch);
+}
+
+void nf_blocks_strip(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at) {
+    nf_blocks_strip_vnni(b, out, o0, rows, at);
+}
+
+/* -------- to blocks -------- */
+
+void nf_to_q8_0(void *out, const float *x, int64_t rows, int64_t width) {
+    uint8_t *block = out;
+    for (int64_t at = 0; at < rows * width; at += 32, block += Q8_0_BYTES) {
+        float top = 0.0f;
+        for (int i = 0; i < 32; i++) top = fabsf(x[at + i]) > top ? fabsf(x[at + i]) : top;
+        uint16_t d = nf_float_to_half(top / 127.0f);
+        float inverse = nf_half_to_float(d) > 0.0f ? 1.0f / nf_half_to_float(d) : 0.0f;
+        memcpy(block, &d, sizeof d);
+        for (int i = 0; i < 32; i++) {
+            int32_t q = round_to_whole(x[at + i] * inverse);
+            block[2 + i] = (uint8_t)(int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
+        }
+    }
+}
+
+static int32_t nibble(float scaled) {
+    int32_t q = round_to_whole(scaled) + 8;
+    return q < 0 ? 0 : q > 15 ? 15 : q;
+}
+
+/* Squared error of 32 values with scale d. */
+static float q4_0_error(const float *x, float d) {
+    float inverse = 1.0f / d, error = 0.0f;
+    for (int i = 0; i < 32; i++) {
+        float e = x[i] - d * (float)(nibble(x[i] * inverse) - 8);
+        error += e * e;
+    }
+    return error;
+}
+
+/* The scale of least squared error among some: those that take the value of largest size to a place from 7 to 9 steps off, on
+   either side; what is beyond the last step is cut. */
+static float q4_0_scale(const float *x) {
+    enum { TRIES = 9 };
+    float top = 0.0f, best = 0.0f, least = INFINITY;
+    for (int i = 0; i < 32; i++) top = fabsf(x[i]) > fabsf(top) ? x[i] : top;
+    if (fabsf(top) < NF_BLOCK_SMALLEST) return 0.0f;
+    for (int i = 0; i < 2 * TRIES; i++) {
+        float d = nf_half_to_float(nf_float_to_half((i % 2 ? top : -top) / (7.0f + 0.25f * (float)(i / 2))));
+        float error = d == 0.0f ? INFINITY : q4_0_error(x, d);
+        if (error < least) least = error, best = d;
+    }
+    return best;
+}
+
+void nf_to_q4_0(void *out, const float *x, int64_t rows, int64_t width) {
+    uint8_t *block = out;
+    for (int64_t at = 0; at < rows * width; at += 32, block += Q4_0_BYTES) {
+        float d = q4_0_scale(x + at), inverse = d == 0.0f ? 0.0f : 1.0f / d;
+        uint16_t bits = nf_float_to_half(d);
+        memcpy(block, &bits, sizeof bits);
+        for (int i = 0; i < 16; i++)
+            block[2 + i] = (uint8_t)(nibble(x[at + i] * inverse) | nibble(x[at + 16 + i] * inverse) << 4);
+    }
+}

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Words that were encoded before and their ids; one per thread at a time, of bounded size.
+
+   Short words lie in the table itself, two to a cache line, so that a hit costs one line and one store of 16 bytes.
+   Longer ones lie in an arena that is emptied when it is full. */
+#ifndef NF_TOKENIZER_CACHE_H
+#define NF_TOKENIZER_CACHE_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "../core/status.h"
+
+enum {
+    NF_CACHE_BYTES = 15, /* of a short word */
+    NF_CACHE_IDS = 4,    /* of a short word */
+    NF_CACHE_LONG = 256, /* bytes of a longer word, and ids of it */
+    NF_CACHE_BITS = 17,  /* buckets of two short words: 8 MiB */
+    NF_CACHE_LONG_BITS = 17,
+    NF_CACHE_ARENA = 1 << 24
+};
+#define NF_CACHE_ID_MASK 0xFFFFFFu /* the count stands above the first id */
+
+typedef struct nf_cached {
+    uint64_t low, high;         /* the bytes; the last is their number, 0 in a free slot */
+    uint32_t ids[NF_CACHE_IDS]; /* the number of ids is in the highest byte of the first */
+} nf_cached;
+
+/* What a short word is found by: its bytes, and their number in the highest. */
+typedef struct nf_word_key {
+    uint64_t low, high;
+} nf_word_key;
+
+typedef struct nf_cache {
+    nf_cached (*buckets)[2];
+    struct nf_cached_long {
+        uint64_t hash;
+        uint32_t at, epoch; /* place in the arena; valid in this epoch alone */
+        uint16_t bytes, ids;
+    } *longer;
+    uint8_t *arena;
+    uint32_t used, epoch;
+} nf_cache;
+
+nf_status nf_cache_new_words(nf_cache *cache);
+void nf_cache_free_words(nf_cache *cache);
+
+static inline uint64_t nf_mix(uint64_t a, uint64_t b) {
+    unsigned __int128 product = (unsigned __int128)(a ^ 0x9E3779B97F4A7C15u) * (b ^ 0xD6E8FEB86659FD93u);
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* The lowest `size` bytes of a word of 8; all of them from 8 on, none below 1. Without a branch: sizes do not follow a rule. */
+static inline uint64_t nf_low_bytes(uint64_t word, int64_t size) {
+    int64_t bits = size > 8 ? 0 : size < 0 ? 64 : 64 - 8 * size;
+    return bits == 64 ? 0 : word << bits >> bits;
+}
+
+/* The key of a word of 1 to NF_CACHE_BYTES bytes; `readable` bytes may be read from p on. */
+static inline nf_word_key nf_cache_key(const uint8_t *p, int64_t size, int64_t readable) {
+    nf_word_key key;
+    if (readable < 16) {
+        uint8_t bytes[16] = {0};
+        memcpy(bytes, p, (size_t)size);
+        memcpy(&key.low, bytes, 8);
+        memcpy(&key.high, bytes + 8, 8);
+    } else {
+        memcpy(&key.low, p, 8);
+        memcpy(&key.high, p + 8, 8);
+        key.low = nf_low_bytes(key.low, size);
+        key.high = nf_low_bytes(key.high, size - 8);
+    }
+    key.high |= (uint64_t)size << 56;
+    return key;
+}
+
+static inline nf_cached *nf_cache_bucket(const nf_cache *cache, const nf_word_key *key) {
+    return cache->buckets[nf_mix(key->low, key->high) & ((1u << NF_CACHE_BITS) - 1)];
+}
+
+/* Keep a short word; the newer of two in a bucket is the first. */
+static inline void nf_cache_put(nf_cached *bucket, nf_word_key key, const uint32_t *ids, int64_t count) {
+    if (count < 1 || count > NF_CACHE_IDS) return;
+    bucket[1] = bucket[0];
+    bucket[0] = (nf_cached){key.low, key.high, {0}};
+    memcpy(bucket[0].ids, ids, (size_t)count * sizeof *ids);
+    bucket[0].ids[0] |= (uint32_t)count << 24;
+}
+
+/* The ids of a longer word and their number, or NULL; *hash is for nf_cache_put_long. */
+const uint32_t *nf_cache_find_long(const nf_cache *cache, const uint8_t *p, int64_t size, uint64_t *hash, int64_t *count);
+void nf_cache_put_long(nf_cache *cache, uint64_t hash, const uint8_t *p, int64_t size, const uint32_t *ids, int64_t count);
+
+#endif

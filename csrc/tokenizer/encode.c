@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The way of a stretch of text: normal form, words, ids. This is where the time goes; see "The tokenizer" in
+   docs/architecture.md for what makes it fast. */
+#include "handle.h"
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define EACH_BYTE 0x0101010101010101u
+
+/* -------- one word -------- */
+
+static nf_status append_ids(nf_token_worker *w, const uint32_t *ids, int64_t count) {
+    NF_TRY(nf_words_reserve(&w->ids, count));
+    memcpy(w->ids.at + w->ids.size, ids, (size_t)count * sizeof *ids);
+    w->ids.size += count;
+    return NF_OK;
+}
+
+/* The symbols of a word: bytes. */
+static nf_status byte_symbols(nf_words *out, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    NF_TRY(nf_words_reserve(out, size));
+    for (int64_t i = 0; i < size; i++) {
+        int32_t id = t->spec.byte_ids[p[i]];
+        if (id < 0) return nf_fail(NF_ERR_ARGUMENT, "the vocabulary has no token for byte 0x%02X", p[i]);
+        out->at[out->size++] = (uint32_t)id;
+    }
+    return NF_OK;
+}
+
+/* The symbols of a word: characters, all of which have one. */
+static nf_status character_symbols(nf_words *out, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    const uint8_t *end = p + size;
+    NF_TRY(nf_words_reserve(out, size));
+    while (p < end) {
+        uint32_t code;
+        p += nf_utf8_read(p, end, &code);
+        out->at[out->size++] = nf_marked_symbol(&t->marked, code);
+    }
+    return NF_OK;
+}
+
+/* A character that is no piece: its bytes, or the unknown id, of which a run counts once. */
+static nf_status append_unknown(nf_token_worker *w, const nf_tokenizer *t, uint32_t code) {
+    uint8_t bytes[4];
+    if (code == ' ' && t->spec.escape) code = NF_MARK_CODE;
+    if (code == NF_MARK_CODE && !t->spec.escape && !t->spec.spm) code = ' ';
+    int size = nf_utf8_write(bytes, code);
+    if (t->spec.byte_ids) {
+        NF_TRY(nf_words_reserve(&w->ids, size));
+        for (int i = 0; i < size; i++) w->ids.at[w->ids.size++] = (uint32_t)t->spec.byte_ids[bytes[i]];
+        return NF_OK;
+    }
+    if (!w->after_unknown) NF_TRY(nf_words_push(&w->ids, (uint32_t)t->spec.unknown));
+    w->after_unknown = 1;
+    return NF_OK;
+}
+
+/* The id of a symbol: a piece, or a character that occurs in pieces only. */
+static nf_status append_symbol(nf_token_worker *w, const nf_tokenizer *t, uint32_t symbol) {
+    if (t->spec.model == NF_TOKENS_MARKED && symbol >= t->marked.count)
+        return append_unknown(w, t, t->marked.loose.at[symbol - t->marked.count]);
+    w->after_unknown = 0;
+    return nf_words_push(&w->ids, symbol);
+}
+
+/* Merge a word that is not in the cache. */
+static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    if (t->spec.model == NF_TOKENS_BYTES) {
+        uint32_t whole = nf_pieces_find(&t->whole, p, size);
+        if (whole != NF_NO_ID) return nf_words_push(&w->ids, whole);
+    }
+    nf_words *symbols = &w->merger.symbols;
+    symbols->size = 0;
+    if (t->spec.model == NF_TOKENS_BYTES)
+        NF_TRY(byte_symbols(symbols, t, p, size));
+    else
+        NF_TRY(character_symbols(symbols, t, p, size));
+    NF_TRY(nf_merge(&w->merger, &t->merges));
+    if (t->spec.model == NF_TOKENS_BYTES || t->marked.loose.size == 0) {
+        w->after_unknown = 0;
+        return append_ids(w, symbols->at, symbols->size);
+    }
+    for (int64_t i = 0; i < symbols->size; i++) NF_TRY(append_symbol(w, t, symbols->at[i]));
+    return NF_OK;
+}
+
+/* Whether the ids of a word depend on its bytes alone; not where it may begin or end with an unknown id that melts. */
+static int may_keep(const nf_tokenizer *t) {
+    return t->spec.model == NF_TOKENS_BYTES || t->spec.byte_ids || !t->marked.loose.size;
+}
+
+static nf_status encode_long(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    if (size > NF_CACHE_LONG || !may_keep(t)) return merge_word(w, t, p, size);
+    uint64_t hash;
+    int64_t count;
+    const uint32_t *ids = nf_cache_find_long(&w->cache, p, size, &hash, &count);
+    w->after_unknown = 0;
+    if (ids) return append_ids(w, ids, count);
+    int64_t before = w->ids.size;
+    NF_TRY(merge_word(w, t, p, size));
+    if (size > NF_CACHE_BYTES || w->ids.size - before > NF_CACHE_IDS)
+        nf_cache_put_long(&w->cache, hash, p, size, w->ids.at + before, w->ids.size - before);
+    return NF_OK;
+}
+
+/* A short word that is not in its bucket; one of many ids lies with the long words. */
+static nf_status encode_new(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word) {
+    int64_t before = w->ids.size;
+    NF_TRY(encode_long(w, t, word->p, word->size));
+    if (may_keep(t)) nf_cache_put(word->bucket, word->key, w->ids.at + before, w->ids.size - before);
+    return nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS);
+}
+
+/* Append the ids of a short word. */
+static inline nf_status encode_short(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word) {
+    const nf_word_key *key = &word->key;
+    const nf_cached *bucket = word->bucket;
+    uint64_t first = (bucket[0].low ^ key->low) | (bucket[0].high ^ key->high);
+    uint64_t second = (bucket[1].low ^ key->low) | (bucket[1].high ^ key->high);
+    if (first && second) return encode_new(w, t, word);
+    const nf_cached *hit = &bucket[first != 0];
+    uint32_t *out = w->ids.at + w->ids.size;
+    memcpy(out, hit->ids, sizeof hit->ids);
+    w->ids.size += hit->ids[0] >> 24;
+    out[0] &= NF_CACHE_ID_MASK;
+    w->after_unknown = 0;
+    return NF_OK;
+}
+
+/* Append what waits. */
+static nf_status flush(nf_token_worker *w, const nf_tokenizer *t) {
+    const int count = w->queued;
+    w->queued = 0;
+    NF_TRY(nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS));
+    for (int i = 0; i < count; i++) NF_TRY(encode_short(w, t, &w->queue[i]));
+    return NF_OK;
+}
+
+/* Let a short word wait in the queue; `p` stays readable until it is its turn. */
+static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size, nf_word_key key) {
+    nf_waiting *word = &w->queue[w->queued];
+    word->p = p;
+    word->size = size;
+    word->key = key;
+    word->bucket = nf_cache_bucket(&w->cache, &key);
+    __builtin_prefetch(word->bucket);
+    return ++w->queued == NF_WAITING ? flush(w, t) : NF_OK;
+}
+
+/* Append the ids of one word, later if it is short; `readable` bytes may be read from p on. */
+static inline nf_status encode_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size,
+                                    int64_t readable) {
+    if (size <= NF_CACHE_BYTES) return queue_word(w, t, p, size, nf_cache_key(p, size, readable));
+    NF_TRY(flush(w, t));
+    return encode_long(w, t, p, size);
+}
+
+/* -------- bytes: words by rules -------- */
+
+/* The highest bit of each byte that is an ASCII letter. */
+static inline uint64_t ascii_letters(uint64_t v) {
+    uint64_t x = (v | EACH_BYTE * 0x20) & EACH_BYTE * 0x7F;
+    return (x + EACH_BYTE * (0x80 - 'a')) & ~(x + EACH_BYTE * (0x7F - 'z')) & ~v & EACH_BYTE * 0x80;
+}
+
+static inline int is_letter(uint8_t c) { return (unsigned)((c | 32) - 'a') < 26; }
+
+/* Bit i: byte i of the 16 at p is an ASCII letter. */
+static inline unsigned letter_bits(const uint8_t *p) {
+#ifdef __SSE2__
+    __m128i v = _mm_or_si128(_mm_loadu_si128((const __m128i *)(const void *)p), _mm_set1_epi8(0x20));
+    v = _mm_sub_epi8(v, _mm_set1_epi8('a'));
+    return (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(25)), v));
+#else
+    unsigned bits = 0;
+    for (int half = 0; half < 2; half++) {
+        uint64_t v;
+        memcpy(&v, p + 8 * half, 8);
+        /* the high bits of `are`, gathered in the highest byte by a product */
+        uint64_t are = ascii_letters(v) >> 7;
+        bits |= (unsigned)(are * 0x0102040810204080u >> 56) << 8 * half;
+    }
+    return bits;
+#endif
+}
+
+enum { SIGN = 1, DIGIT = 2, BREAK = 4 };
+
+/* ASCII characters by what the rules do with them: signs but ' and space, digits, line breaks. */
+static inline unsigned ascii_class(uint8_t c) {
+    if (c == '\n') return BREAK;
+    if (c <= ' ' || c >= 0x7F || c == '\'') return 0;
+    return is_letter(c) ? 0 : (unsigned)(c - '0') < 10 ? DIGIT : SIGN;
+}
+
+/* As nf_word_end where the word and what follows are ASCII and of the simplest kinds; at least 2 bytes can be read. */
+static inline const uint8_t *word_end(nf_rule rule, const uint8_t *p, const uint8_t *end) {
+    unsigned class = ascii_class(p[0]), next = p[1];
+    if (class == SIGN && next == ' ') return p + 1;
+    if (rule != NF_RULE_GPT2 && class == BREAK && next > ' ' && next < 0x80) return p + 1;
+    if (rule == NF_RULE_QWEN2 && class == DIGIT) return p + 1;
+    if (rule == NF_RULE_LLAMA3 && class == DIGIT && end - p >= 4) {
+        if (ascii_class(p[1]) != DIGIT) return next < 0x80 ? p + 1 : nf_word_end(rule, p, end);
+        if (ascii_class(p[2]) != DIGIT) return p[2] < 0x80 ? p + 2 : nf_word_end(rule, p, end);
+        return p + 3;
+    }
+    return nf_word_end(rule, p, end);
+}
+
+/* The common word, a space perhaps and ASCII letters, is found and read with one load of 16 bytes. */
+static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p,
+                                        const uint8_t *end) {
+    while (end - p > 16) {
+        const unsigned lead = *p == ' ';
+        const unsigned rest = ~(letter_bits(p) >> lead); /* never 0: beyond the 16 bytes nothing counts as a letter */
+        const unsigned size = lead + (unsigned)__builtin_ctz(rest);
+        const uint8_t *stop = p + size;
+        if (size > lead && size <= NF_CACHE_BYTES && *stop < 0x80) {
+            NF_TRY(queue_word(w, t, p, size, nf_cache_key(p, size, 16)));
+        } else {
+            stop = size > NF_CACHE_BYTES ? nf_word_end(rule, p, end) : word_end(rule, p, end);
+            NF_TRY(encode_word(w, t, p, stop - p, end - p));
+        }
+        p = stop;
+    }
+    while (p < end) {
+        const uint8_t *stop = nf_word_end(rule, p, end);
+        NF_TRY(encode_word(w, t, p, stop - p, end - p));
+        p = stop;
+    }
+    return flush(w, t);
+}
+
+static nf_status encode_words_slowly(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
+    while (p < end) {
+        const uint8_t *stop = nf_word_end(t->rule, p, end);
+        NF_TRY(encode_word(w, t, p, stop - p, end - p));
+        p = stop;
+    }
+    return flush(w, t);
+}
+
+static nf_status encode_words(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
+    switch (t->rule) { /* each rule gets a loop of its own */
+    case NF_RULE_GPT2:
+        return encode_words_by(w, t, NF_RULE_GPT2, p, end);
+    case NF_RULE_LLAMA3:
+        return encode_words_by(w, t, NF_RULE_LLAMA3, p, end);
+    case NF_RULE_QWEN2:
+        return encode_words_by(w, t, NF_RULE_QWEN2, p, end);
+    default:
+        return encode_words_slowly(w, t, p, end);
+    }
+}
+
+static nf_status with_prefix(nf_token_worker *w, const uint8_t *p, const uint8_t *end) {
+    w->prefixed.size = 0;
+    NF_TRY(nf_bytes_append(&w->prefixed, " ", 1));
+    return nf_bytes_append(&w->prefixed, p, end - p);
+}
+
+/* Apply the rules from number `rule` on; `prefix`: the stretch may get its space in front. */
+static nf_status encode_rules(nf_token_worker *w, const nf_tokenizer *t, int rule, const uint8_t *p, const uint8_t *end,
+                              int prefix) {
+    if (rule + 1 >= t->spec.rule_count) {
+        if (!t->spec.prefix || !prefix || p == end || *p == ' ') return encode_words(w, t, p, end);
+        NF_TRY(with_prefix(w, p, end));
+        return encode_words(w, t, w->prefixed.at, w->prefixed.at + w->prefixed.size);
+    }
+    while (p < end) {
+        const uint8_t *stop = nf_word_end((nf_rule)t->spec.rules[rule], p, end);
+        NF_TRY(encode_rules(w, t, rule + 1, p, stop, prefix));
+        prefix = 1;
+        p = stop;
+    }
+    return NF_OK;
+}
+
+/* -------- characters: words between which nothing merges -------- */
+
+static inline uint32_t read_symbol(const nf_tokenizer *t, const uint8_t *p, const uint8_t *end, const uint8_t **next,
+                                   uint32_t *code) {
+    *next = p + nf_utf8_read(p, end, code);
+    return nf_marked_symbol(&t->marked, *code);
+}
+
+/* End of the word that goes on at p after a character with symbol `before`; *more counts its further characters. */
+static const uint8_t *marked_end(const nf_tokenizer *t, uint32_t before, const uint8_t *p, const uint8_t *end) {
+    while (p < end) {
+        const uint8_t *next;
+        uint32_t code, symbol = read_symbol(t, p, end, &next, &code);
+        if (symbol == NF_NO_ID || !nf_marked_joins(&t->marked, before, symbol)) break;
+        before = symbol;
+        p = next;
+    }
+    return p;
+}
+
+/* End of the word that begins at p; *symbol and *code are those of its first character. */
+static inline const uint8_t *marked_word(const nf_tokenizer *t, const uint8_t *p, const uint8_t *end, uint32_t *symbol,
+                                         uint32_t *code) {
+    const nf_marked *m = &t->marked;
+    const uint8_t *next = p + 1;
+    *code = *p;
+    if (*p >= 0x80) {
+        *symbol = read_symbol(t, p, end, &next, code);
+        return *symbol == NF_NO_ID ? next : marked_end(t, *symbol, next, end);
+    }
+    *symbol = m->ascii[*p];
+    while (next < end && *next < 0x80 && m->ascii_joins[next[-1] << 7 | *next]) next++;
+    if (next == end || *next < 0x80 || *symbol == NF_NO_ID) return next;
+    return marked_end(t, m->ascii[next[-1]], next, end);
+}
+
+static nf_status encode_marked(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
+    while (p < end) {
+        uint32_t symbol, code;
+        const uint8_t *next = marked_word(t, p, end, &symbol, &code);
+        if (symbol != NF_NO_ID && next - p > (code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4)) {
+            NF_TRY(encode_word(w, t, p, next - p, end - p));
+        } else {
+            if (w->queued) NF_TRY(flush(w, t));
+            NF_TRY(symbol == NF_NO_ID ? append_unknown(w, t, code) : append_symbol(w, t, symbol));
+        }
+        p = next;
+    }
+    return flush(w, t);
+}
+
+/* The same with user-defined pieces, which nothing merges with. */
+static nf_status encode_kept(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
+    const uint8_t *place;
+    int64_t size;
+    uint32_t id;
+    while ((id = nf_matcher_next(&t->kept, p, end, &place, &size)) != NF_NO_ID) {
+        NF_TRY(encode_marked(w, t, p, place));
+        w->after_unknown = 0;
+        NF_TRY(nf_words_push(&w->ids, id));
+        p = place + size;
+    }
+    return encode_marked(w, t, p, end);
+}
+
+/* -------- unigram -------- */
+
+static nf_status encode_unigram(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *text, int64_t size) {
+    w->cut.size = 0;
+    NF_TRY(nf_unigram_cut(&w->cut, &w->lattice, &t->unigram, text, size));
+    for (int64_t i = 0; i < w->cut.size; i += 2) {
+        uint32_t id = w->cut.at[i], code;
+        if (id != t->unigram.unknown) {
+            w->after_unknown = 0;
+            NF_TRY(nf_words_push(&w->ids, id));
+        } else {
+            nf_utf8_read(text, text + size, &code);
+            NF_TRY(append_unknown(w, t, code));
+        }
+        text += w->cut.at[i + 1];
+        size -= w->cut.at[i + 1];
+    }
+    return NF_OK;
+}
+
+/* -------- a stretch -------- */
+
+static nf_status encode_normal(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *text, int64_t size, int prefix) {
+    if (t->spec.model == NF_TOKENS_BYTES) return encode_rules(w, t, 0, text, text + size, prefix);
+    if (t->spec.model == NF_TOKENS_UNIGRAM) return encode_unigram(w, t, text, size);
+    if (t->kept.only != -2) return encode_kept(w, t, text, text + size);
+    return encode_marked(w, t, text, text + size);
+}
+
+static int begins_marked(const uint8_t *p, int64_t size) {
+    return *p == ' ' || (size >= 3 && memcmp(p, "\xE2\x96\x81", 3) == 0);
+}
+
+nf_status nf_encode_stretch(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *text, int64_t size, int prefix) {
+    if (size == 0) return NF_OK;
+    NF_TRY(nf_words_reserve(&w->ids, size / 2 + NF_CACHE_IDS));
+    if (t->spec.form != NF_FORM_NONE && !nf_is_normal(text, size, (nf_form)t->spec.form)) {
+        w->normal.size = 0;
+        NF_TRY(nf_normalize(&w->normal, text, size, (nf_form)t->spec.form));
+        text = w->normal.at;
+        size = w->normal.size;
+    }
+    if (t->spec.spm) {
+        w->normal.size = 0;
+        NF_TRY(nf_spaces_apply(&w->normal, &t->spaces, text, size, prefix));
+        text = w->normal.at;
+        size = w->normal.size;
+    } else if (t->spec.model == NF_TOKENS_MARKED && t->spec.prefix && prefix &&
+               !(t->spec.prefix_once && begins_marked(text, size))) {
+        NF_TRY(with_prefix(w, text, text + size));
+        text = w->prefixed.at;
+        size = w->prefixed.size;
+    }
+    return encode_normal(w, t, text, size, prefix);
+}
+
+/* -------- where a text may be cut -------- */
+
+/* An ASCII letter, a space and an ASCII letter: no rule joins the first two, no normal form changes them. Where the symbols
+   are characters, a letter and a space must stand side by side in no piece. */
+const uint8_t *nf_encode_cut(const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
+    if (!t->may_cut) return NULL;
+    for (p++; end - p >= 2 && (p = memchr(p, ' ', (size_t)(end - p - 1))); p++) {
+        if (!is_letter(p[-1]) || !is_letter(p[1])) continue;
+        if (t->spec.model == NF_TOKENS_BYTES || !t->marked.ascii_joins[p[-1] << 7 | ' ']) return p;
+    }
+    return NULL;
+}
