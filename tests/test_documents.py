@@ -32,7 +32,8 @@ BAD_FILES = [
     ("binary.txt", b"\x7fELF\0\0\0\1", "binary.txt: holds zero bytes"),
     ("mark.txt", b"\xef\xbb\xbfab\xff", "mark.txt: damaged UTF-8 at byte 2"),
     ("cut.txt", b"\xff\xfea\0b", "cut.txt: damaged UTF-16"),
-    ("a.docx", b"PK\3\4", "a.docx: docx is not read yet"),
+    ("a.docx", b"PK\3\4", "a.docx: not a readable DOCX"),
+    ("a.doc", b"x", "a.doc: doc is not read yet"),
     ("README", b"text", "README: a file without extension is not read yet"),
     ("empty.jsonl", b"\n\n", "empty.jsonl: holds no rows"),
     ("a.jsonl", b'{"text": "a"}\n\n{"text": "b}\n', "a.jsonl:3: column 10: broken JSON"),
@@ -79,7 +80,7 @@ def test_bad_files_do_not_end_a_folder(tmp_path: Path) -> None:
     assert [(row.data["text"], row.source) for row in data] == [("good", "good/a.txt")]
     reasons = dict(data.skipped)
     assert sorted(reasons) == sorted(name for name, _, _ in BAD_FILES)
-    assert reasons["a.docx"] == "docx is not read yet"
+    assert reasons["a.doc"] == "doc is not read yet"
     assert reasons["void.jsonl"] == "line 2: text is empty"
 
 

@@ -8,7 +8,6 @@ import html
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,42 +18,12 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .documents import KINDS, Skip, read_file
+from .documents import KINDS
 from .errors import ConfigError, DataError
-from .records import ACCEPTED, Row, clean, from_record, kind_of
+from .folders import find_files, read_files, reason_of
+from .records import ACCEPTED, Item, Replaced, Row, Skip, clean, from_record, kind_of
 
 log = logging.getLogger("neuralforge")
-
-
-def _files(root: Path) -> list[tuple[str, Path]]:
-    """(POSIX path relative to `root`, path) of all files below it, sorted by the first; each real folder is read once."""
-    found, folders, seen = [], [("", root)], set()
-    while folders:
-        prefix, folder = folders.pop()
-        try:
-            status = folder.stat()
-            entries = sorted(folder.iterdir(), key=lambda entry: entry.name, reverse=True)
-        except OSError:
-            found.append((prefix or ".", folder))  # reading it will give the reason
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append((f"{prefix}{entry.name}/", entry))
-            else:
-                found.append((f"{prefix}{entry.name}", entry))
-    return sorted(found, key=lambda file: os.fsencode(file[0]))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -70,20 +39,25 @@ class Dataset:
 
     Attributes:
         skipped: (source, reason) of every file or page that was not read.
+        replaced: files with damaged characters that became U+FFFD, and how many.
     """
 
-    def __init__(self, rows: Iterable[Row], *, skipped: Iterable[Skip] = ()) -> None:
+    def __init__(self, rows: Iterable[Row], *, skipped: Iterable[Skip] = (), replaced: Iterable[Replaced] = ()) -> None:
         self._rows = tuple(rows)
         self.skipped = tuple(skipped)
+        self.replaced = tuple(replaced)
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> Dataset:
+    def from_path(cls, path: str | os.PathLike[str], *, password: str = "") -> Dataset:
         """Rows of a file, or of all files in a folder and below in the order of their names.
 
         In a folder hidden files are left out, and a file that cannot be read is listed in `skipped` instead of ending all.
+        PDF, DOCX and HTML files are read in child processes that can open nothing and have limited memory and time.
 
         Args:
-            path: .jsonl, .json, .csv, .tsv, .txt, .md, .html, .pdf, source code, a .bin file of uint16 token ids, or a folder.
+            path: .jsonl, .json, .csv, .tsv, .txt, .md, .html, .pdf, .docx, source code, a .bin file of uint16 token ids, or a
+                folder of such files.
+            password: for encrypted PDFs.
 
         Raises:
             DataError: nothing there, no row in it, or (one file) damaged; with the line where there is one.
@@ -92,22 +66,22 @@ class Dataset:
             raise DataError("the path of the data is empty", hint="name a file or folder")
         root = Path(path).expanduser()
         if root.is_dir():
-            return cls._from_folder(root)
+            return cls._from_folder(root, password)
         if not root.exists():
             raise DataError(f"{root}: no such file or folder", hint="check the spelling and the current folder")
-        return cls._collect(read_file(root, clean(root.name)))
+        (file,) = read_files([(clean(root.name), root)], password=password)
+        if file.error is not None:
+            raise file.error
+        return cls._collect(file.items)
 
     @classmethod
-    def _from_folder(cls, root: Path) -> Dataset:
-        items: list[Row | Skip] = []
-        for name, path in _files(root):
-            label = clean(name)
-            try:
-                items += read_file(path, label)
-            except DataError as error:
-                reason = re.sub(r"^:(\d+):", r"line \1:", error.message.removeprefix(label)).lstrip(": ")
-                log.warning("%s was not read: %s", label, reason)
-                items.append((label, reason))
+    def _from_folder(cls, root: Path, password: str) -> Dataset:
+        items: list[Item] = []
+        for file in read_files([(clean(name), path) for name, path in find_files(root)], password=password):
+            if file.error is not None:
+                log.warning("%s was not read: %s", file.label, reason_of(file))
+                items.append((file.label, reason_of(file)))
+            items += file.items
         data = cls._collect(items)
         if not data:
             reasons = "; ".join(f"{source}: {reason}" for source, reason in data.skipped[:3])
@@ -117,8 +91,12 @@ class Dataset:
         return data
 
     @classmethod
-    def _collect(cls, items: Sequence[Row | Skip]) -> Dataset:
-        return cls((i for i in items if isinstance(i, Row)), skipped=[i for i in items if not isinstance(i, Row)])
+    def _collect(cls, items: Sequence[Item]) -> Dataset:
+        return cls(
+            (i for i in items if isinstance(i, Row)),
+            skipped=[i for i in items if isinstance(i, tuple)],
+            replaced=[i for i in items if isinstance(i, Replaced)],
+        )
 
     @classmethod
     def from_list(cls, records: Iterable[Mapping[str, Any]]) -> Dataset:

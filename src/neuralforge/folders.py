@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a folder in an order that is the same everywhere, read one after another, foreign ones on all cores."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .documents import parse, read_content, told
+from .errors import DataError
+from .records import Item, Replaced
+from .sandbox import KINDS as FOREIGN
+from .sandbox import Sandbox
+
+log = logging.getLogger("neuralforge")
+
+
+def find_files(root: Path) -> list[tuple[str, Path]]:
+    """(POSIX path relative to `root`, path) of all files below it, sorted by the first; each real folder is read once.
+
+    Hidden files and folders are left out.
+    """
+    found, folders, seen = [], [("", root)], set()
+    while folders:
+        prefix, folder = folders.pop()
+        try:
+            status = folder.stat()
+            entries = sorted(folder.iterdir(), key=lambda entry: entry.name, reverse=True)
+        except OSError:
+            found.append((prefix or ".", folder))  # reading it will give the reason
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append((f"{prefix}{entry.name}/", entry))
+            else:
+                found.append((f"{prefix}{entry.name}", entry))
+    return sorted(found, key=lambda file: os.fsencode(file[0]))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """What came of one file.
+
+    Attributes:
+        label: what its rows call it.
+        size: bytes.
+        digest: SHA-256 of its content in hex; empty when it could not be read.
+        items: its rows, and what was left out.
+        error: why there are none.
+        known: it was not read because its content is known already.
+    """
+
+    label: str
+    size: int = 0
+    digest: str = ""
+    items: tuple[Item, ...] = ()
+    error: DataError | None = None
+    known: bool = False
+
+
+def read_files(
+    files: Iterable[tuple[str, Path]], *, password: str = "", known: Callable[[str, str], bool] | None = None
+) -> Iterator[FileRead]:
+    """Read files in their order; a bad one is told by its `error` and does not end the rest.
+
+    Foreign files are read in children, as many at once as there are cores, a few files ahead.
+
+    Args:
+        files: (label, path) of each.
+        password: for encrypted PDFs.
+        known: whether a (label, SHA-256) needs no reading; None: all do.
+    """
+    from . import _core
+
+    workers = _core.available_threads()
+    sandbox, pool = Sandbox(), ThreadPoolExecutor(workers)
+    waiting: deque[Future[Callable[[], FileRead]]] = deque()
+
+    def fetch(label: str, path: Path) -> Callable[[], FileRead]:
+        return _fetch(label, path, sandbox, password, known)
+
+    try:
+        for label, path in files:
+            waiting.append(pool.submit(fetch, label, path))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()()
+        while waiting:
+            yield waiting.popleft().result()()
+    finally:
+        sandbox.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def reason_of(file: FileRead) -> str:
+    """Why a file was not read, without its name; empty where it was."""
+    if file.error is None:
+        return ""
+    return re.sub(r"^:(\d+):", r"line \1:", file.error.message.removeprefix(file.label)).lstrip(": ")
+
+
+def _fetch(
+    label: str, path: Path, sandbox: Sandbox, password: str, known: Callable[[str, str], bool] | None
+) -> Callable[[], FileRead]:
+    """Read a file in a thread; what is left to do where the order is known, without other threads in the way."""
+    try:
+        data = read_content(path, label)
+    except DataError as error:
+        failed = FileRead(label, error=error)
+        return lambda: failed
+    digest = hashlib.sha256(data).hexdigest()
+    base = FileRead(label, len(data), digest)
+    if known is not None and known(label, digest):
+        return lambda: replace(base, known=True)
+    if path.suffix[1:].lower() in FOREIGN:
+        done = _parsed(base, data, path, sandbox, password)
+        return lambda: done
+    return lambda: _parsed(base, data, path, sandbox, password)
+
+
+def _parsed(base: FileRead, data: bytes, path: Path, sandbox: Sandbox, password: str) -> FileRead:
+    try:
+        items = parse(data, path, base.label, sandbox=sandbox, password=password)
+    except DataError as error:
+        return replace(base, error=error)
+    for item in items:
+        if isinstance(item, Replaced):
+            log.warning("%s", told(item))
+    return replace(base, items=tuple(items))
