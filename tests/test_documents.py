@@ -6,13 +6,16 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import ModuleType
 
+import bombs
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import write
 
+from neuralforge import read_docx, read_html
 from neuralforge.errors import DataError
 from neuralforge.ingest import Dataset
 
@@ -132,6 +135,8 @@ ENCODINGS = [
     ("utf-32-be", "\ufeffGrüße\n"),
     ("cp1252", "Grüße — “quoted”\n"),
     ("latin-1", "undefined in 1252: \x81\x9d é\n"),
+    ("utf-16-le", "no mark at all\n"),
+    ("utf-16-be", "no mark at all\n"),
 ]
 
 
@@ -142,12 +147,52 @@ def test_encodings(tmp_path: Path, encoding: str, text: str, line_end: str) -> N
     assert Dataset.from_path(path)[0].data["text"] == text.lstrip("\ufeff")
 
 
+def test_damaged_characters_are_replaced_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = "Grüße, ça va? Così è più \ufffd.".encode() + b"\xff and \xc3 end"
+    for name, content in (("a.txt", damaged), ("b.txt", b"\xef\xbb\xbf" + damaged), ("c.html", b"<p>" + damaged)):
+        data = Dataset.from_path(write(tmp_path / name, content))
+        assert data[0].data["text"] == "Grüße, ça va? Così è più \ufffd.\ufffd and \ufffd end"
+        assert [(r.source, r.count) for r in data.replaced] == [(name, 2)]
+    assert "a.txt: 2 damaged places replaced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b'<meta charset="iso-8859-2"><p>\xb1\xe6',
+        b"<META HTTP-EQUIV=Content-Type CONTENT='text/html; charset=ISO-8859-2'><p>\xb1\xe6",
+        b'<?xml version="1.0" encoding="iso-8859-2"?><p>\xb1\xe6</p>',
+        b'<meta charset="nonsense"><p>' + "ąć".encode(),
+        b'<meta charset="utf-16"><p>' + "ąć".encode(),
+    ],
+)
+def test_the_encoding_that_a_page_names(tmp_path: Path, page: bytes) -> None:
+    assert Dataset.from_path(write(tmp_path / "a.html", page))[0].data["text"] == "ąć"
+
+
+def test_places_name_page_or_line(tmp_path: Path) -> None:
+    (row,) = Dataset.from_path(write(tmp_path / "a.pdf", bombs.text_pdf("one", "", "three")))
+    assert [row.place(at) for at in (0, 4, 5, 9)] == ["a.pdf page 1", "a.pdf page 1", "a.pdf page 3", "a.pdf page 3"]
+    (row,) = Dataset.from_path(write(tmp_path / "a.txt", "one\ntwo\n"))
+    assert [row.place(at) for at in (0, 3, 4)] == ["a.txt:1", "a.txt:1", "a.txt:2"]
+    (row,) = Dataset.from_path(write(tmp_path / "a.jsonl", '{"text": "one\\ntwo"}'))
+    assert row.place(5) == "a.jsonl:1"
+
+
+def test_encrypted_pdfs_open_with_their_password(shared: Path) -> None:
+    pytest.importorskip("cryptography", reason="pypdf needs it for AES")
+    path = shared / "docs" / "pdf" / "libreoffice-writer-password.pdf"
+    assert "Lorem ipsum" in Dataset.from_path(path, password="openpassword")[0].data["text"]
+    with pytest.raises(DataError, match="the password does not open it"):
+        Dataset.from_path(path, password="wrong")
+
+
 def test_guessed_encoding_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Dataset.from_path(write(tmp_path / "old.txt", b"caf\xe9"))
     assert "old.txt: not UTF-8, read as Windows-1252" in caplog.text
 
 
-@given(st.binary(max_size=300), st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".html", ".bin"]))
+@given(st.binary(max_size=300), st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".bin"]))
 def test_any_bytes_give_rows_or_one_typed_error(tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str) -> None:
     path = write(tmp_path_factory.getbasetemp() / f"any{suffix}", content)
     try:
@@ -157,6 +202,14 @@ def test_any_bytes_give_rows_or_one_typed_error(tmp_path_factory: pytest.TempPat
     else:
         assert len(data) > 0
         json.dumps([row.source for row in data]).encode()
+
+
+@given(st.binary(max_size=300), st.sampled_from([read_html, read_docx]), st.sampled_from([b"", b"<p>", b"PK\3\4"]))
+def test_any_bytes_in_the_readers_of_the_child(content: bytes, reader: ModuleType, head: bytes) -> None:
+    try:
+        assert list(reader.read(head + content, "it"))
+    except DataError as error:
+        assert error.message.startswith("it: ")
 
 
 def test_html(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ _MARKS = (
 )
 _HEAD = 8192  # bytes from which an encoding without a mark is guessed
 _MOST_DAMAGE = 10  # at least one character in so many replaced: this is no text of that encoding
-_REAL_TO_DAMAGED = 4  # so many characters beyond ASCII for each damaged byte: it is UTF-8 with damage
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _mostly_utf8(data: bytes) -> bool:
     text = data.decode("utf-8", "replace")
     damaged = text.count("\ufffd")
     real = len(re.findall(r"[^\x00-\x7f]", text)) - damaged
-    return real >= damaged * _REAL_TO_DAMAGED
+    return real >= damaged
 
 
 def _western(data: bytes) -> str:
