@@ -137,9 +137,14 @@ def _csv_rows(text: str, label: str) -> list[tuple[int, list[str]]]:
 
 
 def _read_tokens(path: Path, label: str) -> Iterator[Row]:
-    """A bare file of uint16 little-endian token ids, memory-mapped."""
+    """A shard, or a bare file of uint16 little-endian token ids, memory-mapped."""
     import numpy as np
 
+    from .shards import is_shard, shard_rows
+
+    if is_shard(path):
+        yield from shard_rows([path])
+        return
     try:
         size = path.stat().st_size
         if size == 0 or size % 2:

@@ -23,9 +23,9 @@ log = logging.getLogger("neuralforge")
 
 
 def find_files(root: Path) -> list[tuple[str, Path]]:
-    """(POSIX path relative to `root`, path) of all files below it, sorted by the first; each real folder is read once.
+    """(label, path) of all files below a folder, sorted by the bytes of their names; each real folder is read once.
 
-    Hidden files and folders are left out.
+    The label is the POSIX path relative to `root` in UTF-8, whatever the locale says. What is hidden is left out.
     """
     found, folders, seen = [], [("", root)], set()
     while folders:
@@ -46,7 +46,8 @@ def find_files(root: Path) -> list[tuple[str, Path]]:
                 folders.append((f"{prefix}{entry.name}/", entry))
             else:
                 found.append((f"{prefix}{entry.name}", entry))
-    return sorted(found, key=lambda file: os.fsencode(file[0]))
+    named = sorted((os.fsencode(name), path) for name, path in found)
+    return [(name.decode("utf-8", "replace"), path) for name, path in named]
 
 
 def _is_folder(path: Path) -> bool:
@@ -110,11 +111,9 @@ def read_files(
         pool.shutdown(cancel_futures=True)
 
 
-def reason_of(file: FileRead) -> str:
-    """Why a file was not read, without its name; empty where it was."""
-    if file.error is None:
-        return ""
-    return re.sub(r"^:(\d+):", r"line \1:", file.error.message.removeprefix(file.label)).lstrip(": ")
+def reason_of(label: str, error: DataError) -> str:
+    """Why a file was not read, without its name."""
+    return re.sub(r"^:(\d+):", r"line \1:", error.message.removeprefix(label)).lstrip(": ")
 
 
 def _fetch(

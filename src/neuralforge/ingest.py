@@ -22,6 +22,7 @@ from .documents import KINDS
 from .errors import ConfigError, DataError
 from .folders import find_files, read_files, reason_of
 from .records import ACCEPTED, Item, Replaced, Row, Skip, clean, from_record, kind_of
+from .shards import FIRST_SHARD, MANIFEST, is_shard, manifest_shards, shard_rows
 
 log = logging.getLogger("neuralforge")
 
@@ -55,8 +56,8 @@ class Dataset:
         PDF, DOCX and HTML files are read in child processes that can open nothing and have limited memory and time.
 
         Args:
-            path: .jsonl, .json, .csv, .tsv, .txt, .md, .html, .pdf, .docx, source code, a .bin file of uint16 token ids, or a
-                folder of such files.
+            path: .jsonl, .json, .csv, .tsv, .txt, .md, .html, .pdf, .docx, source code, a .bin file of uint16 token ids or a
+                shard, or a folder of such files, or one that `neuralforge ingest` made.
             password: for encrypted PDFs.
 
         Raises:
@@ -65,7 +66,11 @@ class Dataset:
         if not os.fspath(path):
             raise DataError("the path of the data is empty", hint="name a file or folder")
         root = Path(path).expanduser()
+        if (root / MANIFEST).is_file() and is_shard(root / FIRST_SHARD):
+            return cls(shard_rows(manifest_shards(root)))
         if root.is_dir():
+            if is_shard(root / FIRST_SHARD):
+                raise DataError(f"{root}: shards without {MANIFEST}: the ingest did not end", hint="run the same command again")
             return cls._from_folder(root, password)
         if not root.exists():
             raise DataError(f"{root}: no such file or folder", hint="check the spelling and the current folder")
@@ -77,10 +82,11 @@ class Dataset:
     @classmethod
     def _from_folder(cls, root: Path, password: str) -> Dataset:
         items: list[Item] = []
-        for file in read_files([(clean(name), path) for name, path in find_files(root)], password=password):
+        for file in read_files(find_files(root), password=password):
             if file.error is not None:
-                log.warning("%s was not read: %s", file.label, reason_of(file))
-                items.append((file.label, reason_of(file)))
+                reason = reason_of(file.label, file.error)
+                log.warning("%s was not read: %s", file.label, reason)
+                items.append((file.label, reason))
             items += file.items
         data = cls._collect(items)
         if not data:
