@@ -177,7 +177,7 @@ def encode_row(
     row: Row, tokenizer: Tokenizer, template: ChatTemplate, *, index: int = 0, completion_only_loss: bool = True
 ) -> Example:
     """A whole row as one example; see `encode_rows`."""
-    ids, mask = _ids_and_mask(row, tokenizer, template)
+    ids, mask = chat.encode(row, tokenizer, template)
     array, trained = np.asarray(ids), np.asarray(mask, np.bool_)
     outside = np.flatnonzero((array < 0) | (array >= tokenizer.vocab_size))
     if outside.size:
@@ -194,22 +194,6 @@ def encode_row(
     if not trained.any():
         raise DataError(f"{row.source}: has no token to train on", hint="fill in or remove this row")
     return Example(array if array.dtype.kind == "u" else array.astype(np.int32), trained, index, row.source)
-
-
-def _ids_and_mask(
-    row: Row, tokenizer: Tokenizer, template: ChatTemplate
-) -> tuple[Sequence[int] | npt.NDArray[np.integer], Sequence[bool] | BoolArray]:
-    data = row.data
-    if "messages" in data:
-        return chat.encode_messages(template, tokenizer, data["messages"], where=row.source)
-    if "completion" in data:
-        return chat.encode_completion(tokenizer, data["prompt"], data["completion"])
-    if "text" in data:
-        return chat.encode_text(tokenizer, data["text"])
-    ids = data["input_ids"]
-    if "trained" in data:
-        return ids, data["trained"]
-    return ids, data["labels"] != -100 if "labels" in data else np.ones(len(ids), np.bool_)
 
 
 def _fit(example: Example, max_length: int, on_overflow: str) -> Iterator[Example]:

@@ -7,14 +7,39 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import DataError, TokenizerError
-from .records import ROLES
+from .records import ROLES, Row
 from .templates import ChatTemplate, Message
 from .tokenizer import Tokenizer
 
 # Private-use characters: nothing that a template writes or a real message begins or ends with.
 _STRANGE = "\ue0f1\ue0f2"
 _FORM = 'write [{"role": "user", "content": "..."}, ...]'
+
+
+def encode(
+    row: Row, tokenizer: Tokenizer, template: ChatTemplate
+) -> tuple[Sequence[int] | npt.NDArray[np.integer], Sequence[bool] | npt.NDArray[np.bool_]]:
+    """(ids, trained) of a row of any shape, of equal length.
+
+    Raises:
+        DataError: nothing to train on, or the template refuses; with the row's source.
+        TokenizerError: the tokenizer has no EOS.
+    """
+    data = row.data
+    if "messages" in data:
+        return encode_messages(template, tokenizer, data["messages"], where=row.source)
+    if "completion" in data:
+        return encode_completion(tokenizer, data["prompt"], data["completion"])
+    if "text" in data:
+        return encode_text(tokenizer, data["text"])
+    ids = data["input_ids"]
+    if "trained" in data:
+        return ids, data["trained"]
+    return ids, data["labels"] != -100 if "labels" in data else np.ones(len(ids), np.bool_)
 
 
 def encode_messages(

@@ -346,7 +346,7 @@ class _Book:
             "skipped": [{"file": file, "reason": reason} for file, reason in self.left_out],
         }
         for path in {copy, target / MANIFEST}:
-            write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+            write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False).encode(errors="replace") + b"\n")
         shutil.rmtree(self.work.folder, ignore_errors=True)
         known = len(self.entries) - self._fresh
         return Ingested(self._fresh, known, self._failed, tokens, len(self._shards), str(copy))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,11 @@ from .errors import ConfigError, DataError
 from .folders import find_files, read_files, reason_of
 from .records import ACCEPTED, Item, Replaced, Row, Skip, clean, from_record, kind_of
 from .shards import FIRST_SHARD, MANIFEST, is_shard, manifest_shards, shard_rows
+
+if TYPE_CHECKING:
+    from .check import Check
+    from .preview import Preview, Speaker
+    from .redact import Hit
 
 log = logging.getLogger("neuralforge")
 
@@ -41,12 +46,21 @@ class Dataset:
     Attributes:
         skipped: (source, reason) of every file or page that was not read.
         replaced: files with damaged characters that became U+FFFD, and how many.
+        redactions: personal data that `redact` has replaced, with place and kind.
     """
 
-    def __init__(self, rows: Iterable[Row], *, skipped: Iterable[Skip] = (), replaced: Iterable[Replaced] = ()) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        *,
+        skipped: Iterable[Skip] = (),
+        replaced: Iterable[Replaced] = (),
+        redactions: Iterable[Hit] = (),
+    ) -> None:
         self._rows = tuple(rows)
         self.skipped = tuple(skipped)
         self.replaced = tuple(replaced)
+        self.redactions = tuple(redactions)
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str], *, password: str = "") -> Dataset:
@@ -135,7 +149,80 @@ class Dataset:
         held = min(max(1, round(len(self) * eval)), len(self) - 1)
         chosen = set(shuffled(len(self), seed)[:held].tolist())
         sides = [[row for i, row in enumerate(self) if (i in chosen) == side] for side in (False, True)]
-        return Split(Dataset(sides[0], skipped=self.skipped), Dataset(sides[1]))
+        return Split(self._with(sides[0]), Dataset(sides[1]))
+
+    def dedup(self, *, near: float | None = 0.8) -> Dataset:
+        """The rows without those that repeat an earlier one; `skipped` lists each with the row that it repeats.
+
+        Args:
+            near: least Jaccard similarity, over runs of three words, of rows that count as the same; None removes only exact
+                duplicates (white space does not count).
+
+        Raises:
+            ConfigError: `near` out of range.
+        """
+        from .dedup import duplicates
+
+        if near is not None and not 0 < near <= 1:
+            raise ConfigError(f"near={near!r}: the similarity of duplicates must lie between 0 and 1, or be None")
+        found = duplicates(self._rows, near=near)
+        told = []
+        for i, (first, alike) in sorted(found.items()):
+            how = "the same as" if alike == 1.0 else f"{100 * alike:.0f} % the same as"
+            told.append((self[i].source, f"{how} {self[first].source}"))
+        return self._with((row for i, row in enumerate(self) if i not in found), skipped=told)
+
+    def redact(self, what: str = "pii") -> Dataset:
+        """The rows with personal data replaced by its kind: [EMAIL], [PHONE], [IBAN], [CARD], [NATIONAL_ID], [BIRTH_DATE],
+        [RECORD_NUMBER].
+
+        Found by rules with check digits; names and addresses have no form and stay. `redactions` lists each with its place.
+        Nothing leaves the machine.
+
+        Args:
+            what: "pii" is all there is.
+        """
+        from .redact import redact_row
+
+        if what != "pii":
+            raise ConfigError(f"redact({what!r}): only 'pii' is known")
+        pairs = [redact_row(row) for row in self]
+        hits = (*self.redactions, *(hit for _, found in pairs for hit in found))
+        return self._with((row for row, _ in pairs), redactions=hits)
+
+    def preview(self, model: Speaker, *, n: int = 3) -> Preview:
+        """The first rows as the model will see them, what is trained marked; shows itself in a terminal and in a notebook.
+
+        Raises:
+            DataError: one of them cannot be rendered.
+        """
+        from .preview import preview
+
+        return preview(self._rows[:n], model.tokenizer, model.template)
+
+    def check(self, model: Speaker, *, max_length: int | None = None) -> Check:
+        """What may be wrong with the rows, in plain words: duplicates, mixed languages, rows that are too long, empty answers,
+        damaged characters, bad scans, and what does not fit the chat template.
+
+        Args:
+            max_length: tokens that a row may have; None is the model's context.
+        """
+        from .check import check
+
+        limit = max_length or model.config.max_position_embeddings
+        replaced = sum(r.count for r in self.replaced)
+        return check(
+            self._rows, model.tokenizer, model.template, max_length=limit, replaced=replaced, skipped=len(self.skipped)
+        )
+
+    def _with(self, rows: Iterable[Row], *, skipped: Iterable[Skip] = (), redactions: Iterable[Hit] | None = None) -> Dataset:
+        """Other rows of the same origin."""
+        return Dataset(
+            rows,
+            skipped=[*self.skipped, *skipped],
+            replaced=self.replaced,
+            redactions=self.redactions if redactions is None else redactions,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
