@@ -187,7 +187,7 @@ def _span(
     if before is not None and upto is not None and upto.startswith(before) and text.startswith(upto):
         start, end = len(before), len(upto)
     else:
-        start, end = _rewritten_span(template, messages, i, text, before, upto, prompt=prompt)
+        start, end = _rewritten_span(template, messages, i, text, before, upto, tokenizer, prompt=prompt)
     end = start + len(_without_tail(text[start:end], tokenizer))
     if end <= start:
         raise DataError(
@@ -204,6 +204,7 @@ def _rewritten_span(
     text: str,
     before: str | None,
     upto: str | None,
+    tokenizer: Tokenizer,
     *,
     prompt: bool,
 ) -> tuple[int, int]:
@@ -220,10 +221,20 @@ def _rewritten_span(
     last = _attempt(template, other[: i + 1])
     if upto is not None and last is not None:
         tail = upto[len(upto) - _common(upto[::-1], last[::-1]) :]
-        end += _common(text[end:], tail)
+        shared = tail[: _common(text[end:], tail)]
+        end += len(shared if shared == tail else _certain(shared, tokenizer))
     if before is not None:
         start = min(start, _common(text, before))
     return start, end
+
+
+def _certain(shared: str, tokenizer: Tokenizer) -> str:
+    """What ends a turn, of what two renderings share after it: they may go on alike by chance, with a "<" of their next marks.
+
+    It ends with the last special token, or where there is none with the last line.
+    """
+    ends = [shared.rfind(token) + len(token) for token in tokenizer.special_tokens if token in shared]
+    return shared[: max(ends, default=shared.rfind("\n") + 1)] or shared
 
 
 def _attempt(template: ChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str | None:

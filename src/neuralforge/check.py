@@ -15,7 +15,8 @@ from .dedup import duplicates, text_of
 from .errors import DataError
 from .languages import language_of
 from .records import Row
-from .templates import BUILT_IN, ChatTemplate
+from .template_texts import BUILT_IN
+from .templates import ChatTemplate
 from .tokenizer import Tokenizer
 
 _EXAMPLES = 3

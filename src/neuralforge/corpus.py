@@ -187,7 +187,7 @@ class _Work:
     def __init__(self, target: Path, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self.target, self.folder = make_folder(target), make_folder(target / _WORK)
         self.tokenizer = tokenizer
-        about = [_READING, shards.VERSION, tokenizer.fingerprint, template.source, sorted(template.variables.items())]
+        about = [_READING, shards.VERSION, tokenizer.fingerprint, template.jinja, sorted(template.variables.items())]
         self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         self._entries: dict[str, _Entry] = {}
         self._documents: list[Document] = []
