@@ -329,13 +329,19 @@ def test_texts(tokenizer: Tokenizer) -> None:
 # --- templates ---
 
 
-def test_choice_of_template(byte_tokenizer: Tokenizer) -> None:
+def test_choice_of_template(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert template_for(byte_tokenizer).source == "plain"
     own = replace(byte_tokenizer, chat_template="{{ bos_token }}x")
     assert template_for(own).render(CHAT) == "<s>x"
     assert template_for(own, name="chatml").source == "chatml"
     with pytest.raises(DataError, match="vicuna"):
         template_for(own, name="vicuna")
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ eos_token }}ü", encoding="utf-8")
+    assert template_for(own, name=str(file)).render(CHAT) == "</s>ü"
+    file.write_text("x" * (2 << 20))
+    with pytest.raises(DataError, match="characters, more than"):
+        template_for(own, name=str(file)).render(CHAT)
 
 
 def test_the_plain_template(byte_tokenizer: Tokenizer) -> None:

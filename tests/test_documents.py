@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import io
 import json
 from pathlib import Path
 from types import ModuleType
@@ -280,3 +282,37 @@ def test_picture_pages_of_a_pdf_are_named(tmp_path: Path) -> None:
     data = Dataset.from_path(tmp_path / "a.pdf")
     assert [row.data["text"] for row in data] == ["first page"]
     assert data.skipped == (("a.pdf page 2", "no text layer: needs OCR"),)
+
+
+def parquet(columns: dict[str, list[object]]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow", reason="it belongs to an extra")
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), out, compression="zstd")
+    return out.getvalue()
+
+
+def test_parquet(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write(tmp_path / "a.parquet", parquet({"text": ["one", "two"], "n": [1, None]}))
+    write(tmp_path / "b.parquet", parquet({"messages": [turns]}))
+    write(tmp_path / "c.parquet", parquet({"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]]}))
+    write(tmp_path / "d.parquet", parquet({"question": [b"q"], "answer": [datetime.date(2020, 1, 2)]}))
+    write(tmp_path / "e.parquet", b"PAR1 nothing PAR1")
+    write(tmp_path / "f.parquet", parquet({"text": ["good", ""]}))
+    data = Dataset.from_path(tmp_path)
+    assert [row.source for row in data] == ["a.parquet row 1", "a.parquet row 2", *(f"{c}.parquet row 1" for c in "bcd")]
+    assert data[2].data["messages"] == turns
+    assert (data[3].data["input_ids"].dtype, data[3].data["labels"].tolist()) == (np.int32, [-100, 2, 3])
+    assert data[4].data["messages"][1]["content"] == "2020-01-02"
+    assert "not a readable Parquet file" in dict(data.skipped)["e.parquet"]
+    assert dict(data.skipped)["f.parquet"] == "row 2: text is empty"
+
+
+@pytest.mark.slow
+def test_a_parquet_file_that_expands_without_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", parquet({"text": ["x" * (1 << 20)] * 800}))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match=r"takes too much memory|not a readable Parquet file"):
+        Dataset.from_path(path)

@@ -30,7 +30,8 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", type=plain, metavar="PATH", help="a second copy of manifest.json")
     parser.add_argument("--max-shard-mb", type=whole, default=50, metavar="N", help="most MiB of ids in a shard (50)")
     parser.add_argument("--incremental", action="store_true", help="read only files whose content is new")
-    parser.add_argument("--model", type=plain, metavar="PATH", help="take tokenizer and chat template of this model")
+    parser.add_argument("--model", type=plain, metavar="PATH", help="take the tokenizer of this model")
+    parser.add_argument("--chat-template", type=plain, metavar="NAME", help="built-in template or file (that of the model)")
     parser.add_argument("--password", default="", metavar="TEXT", help="of encrypted PDFs")
     parser.add_argument("--ndjson", action="store_true", help="each file as one JSON line on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -48,7 +49,7 @@ def _ingest(options: argparse.Namespace) -> int:
         o.source,
         o.output,
         tokenizer,
-        template_for(tokenizer),
+        template_for(tokenizer, name=o.chat_template),
         max_shard_mb=o.max_shard_mb,
         incremental=o.incremental,
         manifest=o.manifest,

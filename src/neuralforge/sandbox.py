@@ -21,8 +21,17 @@ from .errors import DataError
 from .records import Item, Replaced, Row
 
 # kinds of files that are read in a child, by their extension
-KINDS = {"pdf": "pdf", "docx": "docx", "docm": "docx", "dotx": "docx", "html": "html", "htm": "html", "xhtml": "html"}
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from neuralforge.sandbox_child import main; main()"
+KINDS = {
+    "pdf": "pdf",
+    **dict.fromkeys(("docx", "docm", "dotx"), "docx"),
+    **dict.fromkeys(("html", "htm", "xhtml"), "html"),
+    "parquet": "parquet",
+}
+# pyarrow is large: its kind has children of its own
+GROUPS = ("documents", "parquet")
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from neuralforge.sandbox_child import main; main(sys.argv[2])"
+)
 
 
 class Sandbox:
@@ -30,7 +39,7 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._all: list[_Child] = []
-        self._idle: list[_Child] = []
+        self._idle: dict[str, list[_Child]] = {group: [] for group in GROUPS}
         self._closed = False
         self._lock = threading.Lock()
 
@@ -52,28 +61,29 @@ class Sandbox:
             DataError: damaged, encrypted, without text, or it took its reader too much memory or time.
         """
         order = {"kind": kind, "label": label, "password": password}
-        child = self._take()
+        group = "parquet" if kind == "parquet" else "documents"
+        child = self._take(group)
         answer = child.ask(order, data)
         if answer is None and not child.fresh:  # what came before must not decide about this file
             self._drop(child)
-            child = self._take(new=True)
+            child = self._take(group, new=True)
             answer = child.ask(order, data)
         if answer is None:
             raise _death(self._drop(child), label, len(data))
         child.fresh = False
         with self._lock:
-            self._idle.append(child)
+            self._idle[group].append(child)
         if "error" in answer:
             raise DataError(answer["error"][0], hint=answer["error"][1])
         return [_item(item) for item in answer["items"]]
 
-    def _take(self, *, new: bool = False) -> _Child:
+    def _take(self, group: str, *, new: bool = False) -> _Child:
         with self._lock:
-            if self._idle and not new:
-                return self._idle.pop()
+            if self._idle[group] and not new:
+                return self._idle[group].pop()
             if self._closed:
                 raise DataError("reading was ended")
-            self._all.append(child := _Child())
+            self._all.append(child := _Child(group))
             return child
 
     def _drop(self, child: _Child) -> int:
@@ -88,19 +98,20 @@ class Sandbox:
             self._closed = True
             for child in self._all:
                 child.kill()
-            for child in self._idle:
-                child.close()
-            self._idle.clear()
+            for idle in self._idle.values():
+                for child in idle:
+                    child.close()
+                idle.clear()
 
 
 class _Child:
     """One process and its pipes; `fresh` until it has answered once."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: str) -> None:
         self.fresh = True
         paths = [str(Path(__file__).resolve().parents[1]), *(path for path in sys.path if path)]
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _START, json.dumps(paths)],
+            [sys.executable, "-I", "-S", "-c", _START, json.dumps(paths), group],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -154,5 +165,9 @@ def _item(item: list[Any]) -> Item:
     kind, *values = item
     if kind == "row":
         data, source, places = values
+        if "input_ids" in data:
+            import numpy as np
+
+            data |= {name: np.array(data[name], np.int32) for name in ("input_ids", "labels") if name in data}
         return Row(data, source, tuple((at, name) for at, name in places))
     return Replaced(*values) if kind == "replaced" else (values[0], values[1])

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
-from . import read_docx, read_html, read_pdf
+from . import read_docx, read_html, read_parquet, read_pdf
 from .errors import DataError
 from .records import Item, Replaced, Row
 
@@ -33,13 +33,14 @@ _READERS: dict[str, Callable[..., Iterable[Item]]] = {
     "pdf": read_pdf.read,
     "docx": read_docx.read,
     "html": read_html.read,
+    "parquet": read_parquet.read,
 }
 
 
-def main() -> None:
-    """Answer requests until the pipe is closed."""
+def main(group: str) -> None:
+    """Answer requests of a group of `sandbox.GROUPS` until the pipe is closed."""
     read, write = os.fdopen(0, "rb"), os.fdopen(1, "wb")
-    _prepare()
+    _prepare(group)
     memory = _Memory()
     _give_up()
     while head := read.read(REQUEST.size):
@@ -50,7 +51,7 @@ def main() -> None:
         _answer(write, _result(order, read.read(size)))
 
 
-def _prepare() -> None:
+def _prepare(group: str) -> None:
     """Import what reading can need: nothing can be opened later."""
     import contextlib
     import encodings
@@ -60,7 +61,7 @@ def _prepare() -> None:
     for module in pkgutil.iter_modules(encodings.__path__, "encodings."):
         with contextlib.suppress(ImportError):  # those of Windows
             importlib.import_module(module.name)
-    read_pdf.prepare()
+    (read_parquet if group == "parquet" else read_pdf).prepare()
 
 
 def _give_up() -> None:
@@ -125,7 +126,8 @@ def _result(order: dict[str, Any], data: bytes) -> dict[str, Any]:
 
 def _plain(item: Item) -> list[Any]:
     if isinstance(item, Row):
-        return ["row", dict(item.data), item.source, item.places]
+        data = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in item.data.items()}
+        return ["row", data, item.source, item.places]
     if isinstance(item, Replaced):
         return ["replaced", item.source, item.count]
     return ["skip", *item]

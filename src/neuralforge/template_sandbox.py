@@ -18,6 +18,7 @@ from typing import Any
 MAX_OUTPUT = 4 << 20  # characters of one rendered row; a row of a million tokens is about as long
 MAX_RANGE = 100_000  # jinja2's own limit for one range, here for all of one rendering
 MAX_SECONDS = 2.0  # of processor time for one rendering; ordinary templates take a millisecond
+MAX_SOURCE = 1 << 20  # characters of a template; the longest of known models have some ten thousand
 _LARGEST = 1_000_000  # a whole number that a method or filter may be given: widths, counts
 _CLOCK = "neuralforge_clock"
 
@@ -146,6 +147,9 @@ def _compiled(source: str) -> Any:
     from datetime import datetime
 
     from jinja2 import TemplateError
+
+    if len(source) > MAX_SOURCE:
+        raise OverflowError(f"the template has {len(source)} characters, more than {MAX_SOURCE}")
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from . import template_sandbox
+from .decoding import decode
 from .errors import DataError
+from .files import read_bytes
 from .template_texts import BUILT_IN
 from .tokenizer import Tokenizer
 
@@ -56,14 +59,20 @@ class ChatTemplate:
 
 
 def template_for(tokenizer: Tokenizer, *, name: str | None = None) -> ChatTemplate:
-    """The tokenizer's own chat template, the plain built-in one where it has none, or the built-in one called `name`.
+    """The tokenizer's own chat template, the plain built-in one where it has none, or the one that is named.
+
+    Args:
+        name: a built-in template (a key of `BUILT_IN`), or the path of a file of Jinja text.
 
     Raises:
-        DataError: no built-in template has that name.
+        DataError: there is no such template, or the file is no text or too long.
     """
-    if name is not None and name not in BUILT_IN:
-        raise DataError(f"no built-in chat template {name!r}", hint=f"choose among {', '.join(BUILT_IN)}")
     if name is None and tokenizer.chat_template is not None:
         return ChatTemplate(tokenizer.chat_template, tokenizer.token_names, f"chat template of {tokenizer.path}")
-    name = name or "plain"
-    return ChatTemplate(name, tokenizer.token_names, f"built-in chat template {name!r}")
+    if name is None or name in BUILT_IN:
+        name = name or "plain"
+        return ChatTemplate(name, tokenizer.token_names, f"built-in chat template {name!r}")
+    if not Path(name).is_file():
+        raise DataError(f"no chat template {name!r}", hint=f"name a file, or one of {', '.join(BUILT_IN)}")
+    text = decode(read_bytes(name, error=DataError), name).text
+    return ChatTemplate(text, tokenizer.token_names, f"chat template {name}")
