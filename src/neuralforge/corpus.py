@@ -23,7 +23,7 @@ from . import shards
 from .batches import encode_row
 from .errors import ConfigError, DataError
 from .files import make_folder, read_json, write_atomic
-from .folders import FileRead, find_files, read_files, reason_of
+from .folders import FileRead, file_size, find_files, read_files, reason_of
 from .records import Replaced, Row
 from .shards import MANIFEST, Document, Shard, open_shard, write_shard
 from .templates import ChatTemplate
@@ -162,14 +162,7 @@ def _find(root: Path, target: Path) -> list[tuple[str, Path, int]]:
     if target.exists() and target.samefile(root):
         raise ConfigError(f"output {target}: is the source itself", hint="choose another folder")
     inside = target.resolve()
-    return [(label, path, _size(path)) for label, path in find_files(root) if inside not in path.resolve().parents]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    return [(label, path, file_size(path)) for label, path in find_files(root) if inside not in path.resolve().parents]
 
 
 def _documents(rows: Iterable[Row], tokenizer: Tokenizer, template: ChatTemplate) -> list[Document]:

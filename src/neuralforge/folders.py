@@ -21,6 +21,9 @@ from .sandbox import Sandbox
 
 log = logging.getLogger("neuralforge")
 
+# how far reading is ahead of what is taken; a slow file must not leave the other cores without work
+_AHEAD_BYTES, _AHEAD_FILES = 64 << 20, 1000
+
 
 def find_files(root: Path) -> list[tuple[str, Path]]:
     """(label, path) of all files below a folder, sorted by the bytes of their names; each real folder is read once.
@@ -48,6 +51,14 @@ def find_files(root: Path) -> list[tuple[str, Path]]:
                 found.append((f"{prefix}{entry.name}", entry))
     named = sorted((os.fsencode(name), path) for name, path in found)
     return [(name.decode("utf-8", "replace"), path) for name, path in named]
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; 0 for one that cannot be looked at."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_folder(path: Path) -> bool:
@@ -83,7 +94,7 @@ def read_files(
 ) -> Iterator[FileRead]:
     """Read files in their order; a bad one is told by its `error` and does not end the rest.
 
-    Foreign files are read in children, as many at once as there are cores, a few files ahead.
+    Foreign files are read in children, as many at once as there are cores, ahead of what is taken.
 
     Args:
         files: (label, path) of each.
@@ -94,18 +105,23 @@ def read_files(
 
     workers = _core.available_threads()
     sandbox, pool = Sandbox(), ThreadPoolExecutor(workers)
-    waiting: deque[Future[Callable[[], FileRead]]] = deque()
+    waiting: deque[tuple[int, Future[Callable[[], FileRead]]]] = deque()
+    ahead = 0
 
     def fetch(label: str, path: Path) -> Callable[[], FileRead]:
         return _fetch(label, path, sandbox, password, known)
 
     try:
         for label, path in files:
-            waiting.append(pool.submit(fetch, label, path))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()()
+            size = file_size(path)
+            while waiting and (ahead + size > _AHEAD_BYTES or len(waiting) >= _AHEAD_FILES):
+                taken, done = waiting.popleft()
+                ahead -= taken
+                yield done.result()()
+            waiting.append((size, pool.submit(fetch, label, path)))
+            ahead += size
         while waiting:
-            yield waiting.popleft().result()()
+            yield waiting.popleft()[1].result()()
     finally:
         sandbox.close()
         pool.shutdown(cancel_futures=True)
