@@ -9,11 +9,9 @@ again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,17 +20,14 @@ from typing import Any
 from . import shards
 from .batches import encode_row
 from .errors import ConfigError, DataError
-from .files import make_folder, read_json, write_atomic
+from .files import write_atomic
 from .folders import FileRead, file_size, find_files, read_files, reason_of
+from .pieces import Entry, Known, Work, from_manifest
 from .records import Replaced, Row
-from .shards import MANIFEST, Document, Shard, open_shard, write_shard
+from .shards import MANIFEST, Document
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
 
-_WORK = ".ingest"
-_READING = 1  # raised when the same file gives other rows or ids than before
-# a piece is written when this much is done, or after this time
-_PIECE_TOKENS, _PIECE_SECONDS = 1 << 20, 5.0
 _MIB = 1 << 20
 MAX_SHARD_MB = 10_000
 
@@ -73,32 +68,6 @@ class Ingested:
 IngestEvent = FileIngested | FileSkipped | Ingested
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What is known of a file besides its documents; as in the manifest."""
-
-    sha256: str
-    tokens: int
-    documents: int
-    replaced: int = 0
-    left_out: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Where the documents of a file lie: `entry.documents` of them from `first` on, over shards in a row."""
-
-    entry: _Entry
-    shards: tuple[Shard, ...]
-    first: int
-
-    def documents(self) -> Iterator[Document]:
-        start, stop = self.first, self.first + self.entry.documents
-        for shard in self.shards:
-            yield from (shard[i] for i in range(max(start, 0), min(stop, len(shard))))
-            start, stop = start - len(shard), stop - len(shard)
-
-
 def ingest(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -131,8 +100,8 @@ def ingest(
     files = _find(root, target)
     if not 1 <= max_shard_mb <= MAX_SHARD_MB:
         raise ConfigError(f"max_shard_mb={max_shard_mb}: must be from 1 to {MAX_SHARD_MB}")
-    work = _Work(target, tokenizer, template)
-    known = work.pieces() | (_from_manifest(target, work.key) if incremental else {})
+    work = Work(target, tokenizer, template)
+    known = (from_manifest(target, work.key) if incremental else {}) | work.pieces()
     book = _Book(work, max_tokens=max_shard_mb * _MIB // shards.id_type(tokenizer.vocab_size).itemsize)
     total, done = sum(size for _, _, size in files), 0
     reading = read_files(
@@ -170,94 +139,13 @@ def _documents(rows: Iterable[Row], tokenizer: Tokenizer, template: ChatTemplate
     return [Document(example.ids, example.trained, example.source) for example in examples]
 
 
-class _Work:
-    """The hidden folder with what is done: each piece is a shard and a list of its files.
-
-    Attributes:
-        key: what besides a file decides about its documents; pieces with another one do not count.
-    """
-
-    def __init__(self, target: Path, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self.target, self.folder = make_folder(target), make_folder(target / _WORK)
-        self.tokenizer = tokenizer
-        about = [_READING, shards.VERSION, tokenizer.fingerprint, template.jinja, sorted(template.variables.items())]
-        self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-        self._entries: dict[str, _Entry] = {}
-        self._documents: list[Document] = []
-        self._tokens, self._since = 0, time.monotonic()
-        self._number = 0
-
-    def pieces(self) -> dict[str, _Known]:
-        """{label: where its documents are} of what an interrupted run has left."""
-        found: dict[str, _Known] = {}
-        for path in sorted(self.folder.glob("piece-*.json")):
-            try:
-                record = read_json(path, error=DataError)
-                if record.get("key") != self.key:
-                    continue
-                found |= _located(record["files"], (open_shard(path.with_suffix(".bin")),))
-            except (DataError, LookupError, TypeError):  # cut by a crash: its files are read again
-                continue
-        self._number = len(list(self.folder.glob("piece-*")))
-        return found
-
-    def keep(self, label: str, entry: _Entry, documents: list[Document]) -> None:
-        """Remember the documents of a file."""
-        self._entries[label] = entry
-        self._documents += documents
-        self._tokens += entry.tokens
-        if self._tokens >= _PIECE_TOKENS or time.monotonic() - self._since > _PIECE_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is remembered as a piece: first its documents, then the list that makes it count."""
-        if self._entries:
-            path = self.folder / f"piece-{self._number:06}.bin"
-            self.write(path, self._documents)
-            record = {"key": self.key, "files": {label: asdict(entry) for label, entry in self._entries.items()}}
-            write_atomic(path.with_suffix(".json"), json.dumps(record).encode())
-            self._number += 1
-        self._entries, self._documents, self._tokens, self._since = {}, [], 0, time.monotonic()
-
-    def write(self, path: Path, documents: list[Document]) -> str:
-        """Write a shard of this tokenizer; returns its SHA-256."""
-        return write_shard(path, documents, vocab_size=self.tokenizer.vocab_size, tokenizer=self.tokenizer.fingerprint)
-
-
-def _located(files: dict[str, Any], where: tuple[Shard, ...]) -> dict[str, _Known]:
-    found, first = {}, 0
-    for label, values in files.items():
-        left_out = tuple((source, reason) for source, reason in values["left_out"])
-        entry = _Entry(**{**values, "left_out": left_out})
-        found[label] = _Known(entry, where, first)
-        first += entry.documents
-    if first != sum(map(len, where)):
-        raise DataError("the documents are not those of the list")
-    return found
-
-
-def _from_manifest(target: Path, key: str) -> dict[str, _Known]:
-    """What an older manifest knows, if its shards are as it says; otherwise nothing."""
-    try:
-        record = read_json(target / MANIFEST, error=DataError)
-        if record.get("key") != key:
-            return {}
-        paths = [target / shard["path"] for shard in record["shards"]]
-        for shard, file in zip(record["shards"], paths, strict=True):
-            if hashlib.sha256(file.read_bytes()).hexdigest() != shard["sha256"]:
-                return {}
-        return _located(record["processed_files"], tuple(map(open_shard, paths)))
-    except (DataError, OSError, LookupError, TypeError):
-        return {}
-
-
 @dataclass
 class _Book:
     """The shards under way and what will stand in the manifest."""
 
-    work: _Work
+    work: Work
     max_tokens: int
-    entries: dict[str, _Entry] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     _pending: list[Document] = field(default_factory=list)
     _files: list[str] = field(default_factory=list)  # those of `_pending`
@@ -269,7 +157,7 @@ class _Book:
     def add(
         self,
         file: FileRead,
-        known: _Known | None,
+        known: Known | None,
         encode: Callable[[list[Row]], list[Document]],
         done: int,
         total: int,
@@ -345,8 +233,8 @@ class _Book:
         return Ingested(self._fresh, known, self._failed, tokens, len(self._shards), str(copy))
 
 
-def _entry(file: FileRead, documents: list[Document]) -> _Entry:
-    return _Entry(
+def _entry(file: FileRead, documents: list[Document]) -> Entry:
+    return Entry(
         sha256=file.digest,
         tokens=sum(document.ids.size for document in documents),
         documents=len(documents),
