@@ -105,6 +105,17 @@ def test_a_run_from_shards_learns_the_same(tmp_path: Path, model: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, model: Path) -> None:
+    run(folder(tmp_path / "in"), tmp_path / "out", model)
+    data = Dataset.from_path(tmp_path / "out")
+    assert repr(data) == "Dataset(9 rows: 9 input_ids/trained)"
+    (model / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    m = open_model(model)
+    with pytest.raises(DataError, match=r"B/z\.md: its tokens were made by another tokenizer") as caught:
+        encode_rows(data, m.tokenizer, m.template, max_length=99)
+    assert str(model) in caught.value.hint
+
+
 def test_large_vocabularies_have_wide_ids(tmp_path: Path, model: Path) -> None:
     import dataclasses
 

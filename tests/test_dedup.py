@@ -96,14 +96,14 @@ def test_signatures_are_those_of_datasketch() -> None:
         oracle = datasketch.MinHash(dedup.PERMUTATIONS, permutations=(a, b), hashfunc=lambda value: value, **scheme)
         for value in hashes.tolist():
             oracle.update(value)
-        assert np.array_equal(oracle.hashvalues, dedup.signature(hashes))
+        assert np.array_equal(oracle.hashvalues, dedup.signature(hashes, (a, b)))
 
 
 def test_estimates_agree_with_datasketch_and_the_truth() -> None:
     datasketch = pytest.importorskip("datasketch", reason="the oracle package is not installed")
     texts = corpus(1)[:60]
     sets = [dedup.shingles(text) for text in texts]
-    signatures = [dedup.signature(hashes) for hashes in sets]
+    signatures = [dedup.signature(hashes, dedup.permutations()) for hashes in sets]
     oracles = [datasketch.MinHash(num_perm=dedup.PERMUTATIONS) for _ in texts]
     for oracle, hashes in zip(oracles, sets, strict=True):
         oracle.update_batch([int(h).to_bytes(4, "little") for h in hashes])

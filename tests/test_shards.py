@@ -106,7 +106,9 @@ def test_ids_beyond_the_vocabulary_are_named_when_rows_are_encoded(tmp_path: Pat
     from neuralforge.model import Model
 
     model = Model.from_pretrained(tiny_llama())
-    data = Dataset.from_path(shard(tmp_path, document([1, 60_000]), vocab_size=65536))
+    path = tmp_path / "shard_000.bin"
+    write_shard(path, [document([1, 60_000])], vocab_size=65536, tokenizer=model.tokenizer.fingerprint)
+    data = Dataset.from_path(path)
     with pytest.raises(DataError, match=r"a\.txt: token 1 has id 60000"):
         encode_rows(data, model.tokenizer, model.template, max_length=9)
 

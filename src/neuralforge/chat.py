@@ -37,6 +37,9 @@ def encode(
     if "text" in data:
         return encode_text(tokenizer, data["text"])
     ids = data["input_ids"]
+    if data.get("tokenizer") not in (None, tokenizer.fingerprint):
+        hint = f"ingest the documents again with the tokenizer of this model, {tokenizer.path}"
+        raise DataError(f"{row.source}: its tokens were made by another tokenizer", hint=hint)
     if "trained" in data:
         return ids, data["trained"]
     return ids, data["labels"] != -100 if "labels" in data else np.ones(len(ids), np.bool_)

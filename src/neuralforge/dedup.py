@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,8 +46,7 @@ def shingles(text: str) -> U64:
     """(n,) 32-bit hashes, in rising order, of the different runs of three words; case and punctuation do not count."""
     words = _WORD.findall(text.casefold())
     runs = {" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
-    hashes = {int.from_bytes(hashlib.blake2b(run.encode(), digest_size=4).digest(), "little") for run in runs}
-    return np.array(sorted(hashes), np.uint64)
+    return np.array(sorted({zlib.crc32(run.encode(errors="surrogatepass")) for run in runs}), np.uint64)
 
 
 def permutations() -> tuple[U64, U64]:
@@ -55,9 +55,9 @@ def permutations() -> tuple[U64, U64]:
     return raw[:PERMUTATIONS] % (_PRIME - np.uint64(1)) + np.uint64(1), raw[PERMUTATIONS:] % _PRIME
 
 
-def signature(hashes: U64) -> U64:
-    """(PERMUTATIONS,) the least value of each permutation over the hashes of a row."""
-    a, b = permutations()
+def signature(hashes: U64, orders: tuple[U64, U64]) -> U64:
+    """(PERMUTATIONS,) the least value of each of the `permutations` over the hashes of a row."""
+    a, b = orders
     least = np.full(PERMUTATIONS, _LOW, np.uint64)
     for start in range(0, hashes.size, 4096):  # a long row needs no large table
         part = hashes[start : start + 4096, None]
@@ -82,6 +82,7 @@ def duplicates(rows: Sequence[Row], *, near: float | None) -> dict[int, tuple[in
     exact: dict[bytes, int] = {}
     tables: list[dict[bytes, list[int]]] = [{} for _ in range(BANDS)]
     kept: dict[int, U64] = {}
+    orders = permutations()
     for i, row in enumerate(rows):
         text = text_of(row)
         key = hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=16).digest()
@@ -89,17 +90,23 @@ def duplicates(rows: Sequence[Row], *, near: float | None) -> dict[int, tuple[in
         if first != i:
             found[i] = found.get(first, (first, 1.0))[0], 1.0
         elif near is not None:
-            match = _nearest(shingles(text), tables, kept, i, near)
+            match = _nearest(shingles(text), orders, tables, kept, index=i, least=near)
             if match:
                 found[i] = match
     return found
 
 
 def _nearest(
-    hashes: U64, tables: list[dict[bytes, list[int]]], kept: dict[int, U64], index: int, least: float
+    hashes: U64,
+    orders: tuple[U64, U64],
+    tables: list[dict[bytes, list[int]]],
+    kept: dict[int, U64],
+    *,
+    index: int,
+    least: float,
 ) -> tuple[int, float] | None:
     """The most similar of the rows that stay; where there is none the row joins them."""
-    bands = signature(hashes).reshape(BANDS, ROWS)
+    bands = signature(hashes, orders).reshape(BANDS, ROWS)
     keys = [band.tobytes() for band in bands]
     candidates = {other for table, key in zip(tables, keys, strict=True) for other in table.get(key, ())}
     scored: list[Any] = [(similarity(hashes, kept[other]), -other) for other in candidates]

@@ -248,7 +248,7 @@ class Dataset:
         return Dataset(self._rows[index]) if isinstance(index, slice) else self._rows[index]
 
     def _summary(self) -> str:
-        kinds = Counter("/".join(row.data) for row in self)
+        kinds = Counter("/".join(key for key in row.data if key != "tokenizer") for row in self)
         rows = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         return f"{len(self)} rows" + (f": {rows}" if rows else "") + (f"; {len(self.skipped)} skipped" if self.skipped else "")
 

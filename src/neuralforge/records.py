@@ -35,7 +35,7 @@ class Row:
     Attributes:
         data: {"text": str}, {"prompt": str, "completion": str}, {"messages": [{"role": str, "content": str}]} or
             {"input_ids": integer array (n,)}, the last optionally with "labels": int32 array (n,), or "trained": bool
-            array (n,).
+            array (n,), and "tokenizer": fingerprint of the one that made the ids.
         source: where it comes from: "notes/a.md", "rows.jsonl:12" (line), "rows.json row 5", "row 5" (from 1).
         places: (first character, what the place is called) of the parts of a text in order, for example its pages; empty
             where the text has none.

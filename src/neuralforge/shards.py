@@ -210,5 +210,7 @@ def manifest_shards(folder: Path) -> list[Path]:
 def shard_rows(paths: Iterable[Path]) -> Iterator[Row]:
     """The documents of shards as rows whose ids and masks stay in the files."""
     for path in paths:
-        for document in open_shard(path):
-            yield Row({"input_ids": document.ids, "trained": document.trained}, document.source)
+        shard = open_shard(path)
+        for document in shard:
+            data = {"input_ids": document.ids, "trained": document.trained, "tokenizer": shard.tokenizer}
+            yield Row(data, document.source)
