@@ -388,6 +388,15 @@ def test_built_in_templates(byte_tokenizer: Tokenizer, name: str) -> None:
     assert template.render([QUESTION], add_generation_prompt=True) == waiting
 
 
+def test_no_mark_of_the_next_turn_is_trained(byte_tokenizer: Tokenizer) -> None:
+    """Phi-3 ends only the last turn with EOS; what follows an earlier one begins with "<" as well."""
+    ids, mask = encode_messages(template_for(byte_tokenizer, name="phi3"), byte_tokenizer, CHAT)
+    assert _trained_texts(byte_tokenizer, ids, mask) == ["Four.<|end|>\n", "Six, I think.<|end|>\n</s>"]
+    known = replace(byte_tokenizer, special_tokens={**byte_tokenizer.special_tokens, "<|end|>": 999})
+    ids, mask = encode_messages(template_for(known, name="phi3"), known, CHAT)
+    assert _trained_texts(known, ids, mask)[0] == "Four.<|end|>"
+
+
 def test_thoughts_and_tools_of_qwen3(byte_tokenizer: Tokenizer) -> None:
     template = template_for(byte_tokenizer, name="qwen3")
     thinking = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nB."}
