@@ -226,6 +226,9 @@ def test_html(tmp_path: Path) -> None:
 
 
 def test_token_file_is_mapped_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(1 << 36)  # a hole, of more than this machine has memory
+    assert Dataset.from_path(tmp_path / "large.bin")[0].data["input_ids"].size == 1 << 35
     ids = np.array([1, 256, 65535], "<u2")
     row = Dataset.from_path(write(tmp_path / "a.bin", ids.tobytes()))[0]
     assert isinstance(row.data["input_ids"], np.memmap)

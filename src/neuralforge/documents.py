@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
 from .decoding import decode
 from .errors import DataError
@@ -21,6 +22,7 @@ from .sandbox import Sandbox
 
 log = logging.getLogger("neuralforge")
 
+MAPPED = "bin"  # files of token ids, which are not read but mapped
 KINDS = ".txt, .md, .jsonl, .csv, .html, .docx or .pdf"  # what errors advise; _READERS has all
 
 
@@ -28,8 +30,8 @@ def _unreadable(label: str, error: OSError) -> DataError:
     return DataError(f"{label}: cannot be read: {error.strerror or error}", hint=UNREADABLE)
 
 
-def read_content(path: Path, label: str) -> bytes:
-    """The bytes of a regular file.
+def open_content(path: Path, label: str) -> BinaryIO:
+    """Open a regular file; a pipe, say, would never end.
 
     Raises:
         DataError: there is none of that name, or it cannot be read.
@@ -39,9 +41,18 @@ def read_content(path: Path, label: str) -> bytes:
         if not stat.S_ISREG(mode):
             reason = "the folder cannot be opened" if stat.S_ISDIR(mode) else "is not a regular file"
             raise DataError(f"{label}: {reason}", hint=UNREADABLE)
-        return path.read_bytes()
+        return path.open("rb")
     except OSError as error:
         raise _unreadable(label, error) from error
+
+
+def read_content(path: Path, label: str) -> bytes:
+    """The bytes of a regular file; raises as `open_content`."""
+    with open_content(path, label) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise _unreadable(label, error) from error
 
 
 def read_text(path: Path, label: str) -> str:
@@ -171,6 +182,7 @@ def parse(data: bytes, path: Path, label: str, *, sandbox: Sandbox, password: st
     """The rows in the content of a file, at least one, and the pages that were left out.
 
     Args:
+        data: the content; not used of files that are mapped.
         path: decides by its extension how the content is read.
         label: what rows and errors call the file.
         password: for encrypted PDFs.
@@ -180,7 +192,7 @@ def parse(data: bytes, path: Path, label: str, *, sandbox: Sandbox, password: st
     """
     kind = path.suffix[1:].lower()
     items: list[Item]
-    if kind == "bin":
+    if kind == MAPPED:
         items = list(_read_tokens(path, label))
     elif kind in FOREIGN:
         items = sandbox.read(FOREIGN[kind], data, label, password=password)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .documents import parse, read_content, told
+from .documents import MAPPED, open_content, parse, read_content, told
 from .errors import DataError
 from .records import Item, Replaced
 from .sandbox import KINDS as FOREIGN
@@ -23,6 +23,7 @@ log = logging.getLogger("neuralforge")
 
 # how far reading is ahead of what is taken; a slow file must not leave the other cores without work
 _AHEAD_BYTES, _AHEAD_FILES = 64 << 20, 1000
+_CHUNK = 1 << 20
 
 
 def find_files(root: Path) -> list[tuple[str, Path]]:
@@ -136,19 +137,29 @@ def _fetch(
     label: str, path: Path, sandbox: Sandbox, password: str, known: Callable[[str, str], bool] | None
 ) -> Callable[[], FileRead]:
     """Read a file in a thread; what is left to do where the order is known, without other threads in the way."""
+    mapped = path.suffix[1:].lower() == MAPPED
     try:
-        data = read_content(path, label)
+        data = b"" if mapped else read_content(path, label)
+        digest = hashlib.sha256(data).hexdigest() if not mapped else _hash(path, label) if known is not None else ""
     except DataError as error:
         failed = FileRead(label, error=error)
         return lambda: failed
-    digest = hashlib.sha256(data).hexdigest()
-    base = FileRead(label, len(data), digest)
+    base = FileRead(label, file_size(path), digest)
     if known is not None and known(label, digest):
         return lambda: replace(base, known=True)
     if path.suffix[1:].lower() in FOREIGN:
         done = _parsed(base, data, path, sandbox, password)
         return lambda: done
     return lambda: _parsed(base, data, path, sandbox, password)
+
+
+def _hash(path: Path, label: str) -> str:
+    """SHA-256 of a file that may be larger than the memory."""
+    digest = hashlib.sha256()
+    with open_content(path, label) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _parsed(base: FileRead, data: bytes, path: Path, sandbox: Sandbox, password: str) -> FileRead:

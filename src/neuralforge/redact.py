@@ -8,8 +8,10 @@ form or a word beside it that no other number has. Rules find what has a form; n
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from . import check_digits
@@ -121,24 +123,30 @@ def find(text: str) -> list[tuple[int, int, str]]:
         for match in rule.form.finditer(text):
             it = rule.cut(match["it"])
             start, end = match.start("it"), match.start("it") + len(it)
-            if rule.check(it) and not any(start < b and a < end for a, b, _ in found):
-                found.append((start, end, rule.kind))
-    return sorted(found)
+            at = bisect(found, (start, end, rule.kind))
+            free = (at == 0 or found[at - 1][1] <= start) and (at == len(found) or end <= found[at][0])
+            if free and rule.check(it):
+                found.insert(at, (start, end, rule.kind))
+    return found
 
 
 def redact_row(row: Row) -> tuple[Row, list[Hit]]:
     """The row with its personal data replaced by [KIND], and what was replaced; rows of token ids stay as they are."""
     hits: list[Hit] = []
+    if "input_ids" in row.data:
+        return row, hits
     data = {key: _redacted(value, row, hits) for key, value in row.data.items()}
     if not hits:
         return row, hits
-    places = tuple((_shifted(row.data["text"], at), name) for at, name in row.places)
-    return Row(data, row.source, places), hits
+    return Row(data, row.source, _shifted(row)), hits
 
 
-def _shifted(text: str, offset: int) -> int:
-    """Where a character of a text stands after the redaction."""
-    return offset + sum(len(kind) + 2 - (end - start) for start, end, kind in find(text) if end <= offset)
+def _shifted(row: Row) -> tuple[tuple[int, str], ...]:
+    """Where the places of a row begin after the redaction."""
+    found = find(row.data["text"]) if row.places else []
+    ends = [end for _, end, _ in found]
+    grown = [0, *accumulate(len(kind) + 2 - (end - start) for start, end, kind in found)]
+    return tuple((at + grown[bisect(ends, at)], name) for at, name in row.places)
 
 
 def _redacted(value: Any, row: Row, hits: list[Hit]) -> Any:

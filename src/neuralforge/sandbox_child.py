@@ -51,7 +51,10 @@ def main(group: str) -> None:
         order = json.loads(read.read(about))
         memory.limit(min(_MEMORY + _MEMORY_PER_BYTE * size, _MOST_MEMORY))
         _limit_time(size)
-        _answer(write, _result(order, read.read(size)))
+        try:
+            _answer(write, _result(order, read.read(size)))
+        except MemoryError:
+            os._exit(EXIT_TOO_BIG)
         gc.collect()
 
 
@@ -91,7 +94,7 @@ class _Memory:
         self._most = _peak() + room
         if self._pages >= 0:
             virtual = int(os.pread(self._pages, 64, 0).split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (virtual + room, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            _limit(resource.RLIMIT_AS, virtual + room)
 
     def watch(self) -> None:
         """End the process when its peak passes the limit."""
@@ -114,8 +117,13 @@ def seconds_for(size: int) -> int:
 
 def _limit_time(size: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    end = int(used.ru_utime + used.ru_stime) + 1 + seconds_for(size)
-    resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds_for(size))
+
+
+def _limit(kind: int, value: int) -> None:
+    """Set what can be raised again for the next file, not above what the user's own limit allows."""
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _result(order: dict[str, Any], data: bytes) -> dict[str, Any]:
@@ -124,8 +132,6 @@ def _result(order: dict[str, Any], data: bytes) -> dict[str, Any]:
         return {"items": [_plain(item) for item in _READERS[order["kind"]](data, order["label"], **options)]}
     except DataError as error:
         return {"error": [error.message, error.hint]}
-    except MemoryError:
-        os._exit(EXIT_TOO_BIG)
 
 
 def _plain(item: Item) -> list[Any]:
