@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from . import __version__, console
 from .cli_info import add_doctor, add_info
+from .cli_ingest import add_ingest
 from .cli_text import add_generate, add_tokenize
 from .cli_train import add_demo, add_plan, add_train
 from .errors import ConfigError
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "plan": (add_plan, "say what a training run would need, without training"),
     "generate": (add_generate, "let a model write, with or without an adapter"),
     "tokenize": (add_tokenize, "turn a text file into a file of token ids"),
+    "ingest": (add_ingest, "turn a folder of documents into token shards, which train reads at once"),
     "info": (add_info, "say what a model, adapter, run or checkpoint is"),
     "doctor": (add_doctor, "check whether this machine is ready"),
 }
