@@ -38,6 +38,7 @@ RUNS = {
     "memory.py": ("--shape stories110m", "--shape qwen3-0.6b"),
     "documents.py": ("--rounds 2",),
     "tokenizer.py": ("--threads 1 --libraries neuralforge,fastokens,gigatoken,kitoken",),
+    "ingest.py": ("--rounds 2",),
     "import.py": ("",),
 }
 

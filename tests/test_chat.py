@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from conftest import write_tokenizer
@@ -23,6 +25,7 @@ from neuralforge.chat import (
     prompt_ids,
 )
 from neuralforge.errors import DataError, TokenizerError
+from neuralforge.ingest import Dataset
 from neuralforge.templates import BUILT_IN, ChatTemplate, template_for
 from neuralforge.tokenizer import Tokenizer
 
@@ -326,13 +329,19 @@ def test_texts(tokenizer: Tokenizer) -> None:
 # --- templates ---
 
 
-def test_choice_of_template(byte_tokenizer: Tokenizer) -> None:
+def test_choice_of_template(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert template_for(byte_tokenizer).source == "plain"
     own = replace(byte_tokenizer, chat_template="{{ bos_token }}x")
     assert template_for(own).render(CHAT) == "<s>x"
     assert template_for(own, name="chatml").source == "chatml"
     with pytest.raises(DataError, match="vicuna"):
         template_for(own, name="vicuna")
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ eos_token }}ü", encoding="utf-8")
+    assert template_for(own, name=str(file)).render(CHAT) == "</s>ü"
+    file.write_text("x" * (2 << 20))
+    with pytest.raises(DataError, match="characters, more than"):
+        template_for(own, name=str(file)).render(CHAT)
 
 
 def test_the_plain_template(byte_tokenizer: Tokenizer) -> None:
@@ -341,6 +350,120 @@ def test_the_plain_template(byte_tokenizer: Tokenizer) -> None:
     assert rendered == (
         "### System:\nBe kind.\n\n### User:\nWhat is two and two?\n\n### Assistant:\nFour.</s>\n\n### Assistant:\n"
     )
+
+
+QUESTION, ANSWER = {"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}
+SYSTEM = {"role": "system", "content": "S"}
+# what the model cards of the families show: a conversation with a system message, and a question that waits for its answer
+BUILT_IN_OUTPUT = {
+    "chatml": (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB.<|im_end|>\n",
+        "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llama2": ("<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nA? [/INST] B. </s>", "<s>[INST] A? [/INST]"),
+    "llama3": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nA?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nB.<|eot_id|>",
+        "<s><|start_header_id|>user<|end_header_id|>\n\nA?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "phi3": (
+        "<|system|>\nS<|end|>\n<|user|>\nA?<|end|>\n<|assistant|>\nB.<|end|>\n</s>",
+        "<|user|>\nA?<|end|>\n<|assistant|>\n",
+    ),
+    "zephyr": ("<|system|>\nS</s>\n<|user|>\nA?</s>\n<|assistant|>\nB.</s>\n", "<|user|>\nA?</s>\n<|assistant|>\n"),
+    "qwen3": (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nB.<|im_end|>\n",
+        "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "plain": ("### System:\nS\n\n### User:\nA?\n\n### Assistant:\nB.</s>\n\n", "### User:\nA?\n\n### Assistant:\n"),
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_templates(byte_tokenizer: Tokenizer, name: str) -> None:
+    template = template_for(byte_tokenizer, name=name)
+    whole, waiting = BUILT_IN_OUTPUT[name]
+    assert template.render([SYSTEM, QUESTION, ANSWER]) == whole
+    assert template.render([QUESTION], add_generation_prompt=True) == waiting
+
+
+def test_no_mark_of_the_next_turn_is_trained(byte_tokenizer: Tokenizer) -> None:
+    """Phi-3 ends only the last turn with EOS; what follows an earlier one begins with "<" as well."""
+    ids, mask = encode_messages(template_for(byte_tokenizer, name="phi3"), byte_tokenizer, CHAT)
+    assert _trained_texts(byte_tokenizer, ids, mask) == ["Four.<|end|>\n", "Six, I think.<|end|>\n</s>"]
+    known = replace(byte_tokenizer, special_tokens={**byte_tokenizer.special_tokens, "<|end|>": 999})
+    ids, mask = encode_messages(template_for(known, name="phi3"), known, CHAT)
+    assert _trained_texts(known, ids, mask)[0] == "Four.<|end|>"
+
+
+def test_thoughts_and_tools_of_qwen3(byte_tokenizer: Tokenizer) -> None:
+    template = template_for(byte_tokenizer, name="qwen3")
+    thinking = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nB."}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": "é"}}}]}
+    chat = [QUESTION, thinking, QUESTION, call, {"role": "tool", "content": "7"}, {"role": "tool", "content": "8"}, thinking]
+    assert template.render(chat) == (
+        "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB.<|im_end|>\n<|im_start|>user\nA?<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nhm\n</think>\n\nB.<|im_end|>\n"
+    )
+    ids, mask = encode_messages(template, byte_tokenizer, chat)
+    said = _trained_texts(byte_tokenizer, ids, mask)
+    assert [text.startswith(("B.", "<tool_call>", "<think>")) for text in said] == [True] * 3
+
+
+def medquad(shared: Path) -> list[list[dict[str, str]]]:
+    """Question and answer of each pair in the XML files of the archive."""
+    chats = []
+    with zipfile.ZipFile(shared / "instruct" / "medquad_subset.zip") as archive:
+        for name in sorted(n for n in archive.namelist() if n.endswith(".xml")):
+            for pair in ElementTree.fromstring(archive.read(name)).iter("QAPair"):
+                texts = [(pair.findtext(tag) or "").strip() for tag in ("Question", "Answer")]
+                if all(texts):
+                    chats.append([{"role": r, "content": t} for r, t in zip(("user", "assistant"), texts, strict=True)])
+    return chats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_masks_of_real_chats(shared: Path, byte_tokenizer: Tokenizer, name: str) -> None:
+    """Each token of an answer is trained once with the token that ends it, and no token of a prompt."""
+    pubmed = [row.data["messages"] for row in Dataset.from_path(shared / "instruct" / "pubmedqa_ori_pqal.json")]
+    pairs = medquad(shared)
+    assert len(pubmed) == 1000 and len(pairs) > 500
+    chats = pubmed[::10] + pairs[::10] + [a + b for a, b in zip(pairs[::50], pairs[1::50], strict=False)]
+    template = template_for(byte_tokenizer, name=name)
+    ends = {"chatml": "<|im_end|>", "qwen3": "<|im_end|>", "llama3": "<|eot_id|>"}
+    for chat in chats:
+        ids, mask = encode_messages(template, byte_tokenizer, chat)
+        rendered = template.render(chat)
+        assert byte_tokenizer.decode(ids, skip_special_tokens=False).removeprefix("<s>") == rendered.removeprefix("<s>")
+        said = _trained_texts(byte_tokenizer, ids, mask)
+        answers = [m["content"] for m in chat if m["role"] == "assistant"]
+        assert len(said) == len(answers)
+        for i, (text, answer) in enumerate(zip(said, answers, strict=True)):
+            bare = text.removeprefix("<think>\n\n</think>\n\n") if name == "qwen3" else text
+            end = ends.get(name, "</s>")
+            if name == "phi3":
+                end = "<|end|>\n</s>" if i == len(answers) - 1 else "<|end|>\n"
+            assert bare.strip(" ").removesuffix(end).strip() == answer.strip()
+            assert bare.strip(" ").endswith(end)
+        prompt = prompt_ids(template, byte_tokenizer, chat[:-1])
+        assert ids[: len(prompt)] == prompt and mask[len(prompt)] and not any(mask[len(prompt) - 1 : len(prompt)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_templates_in_transformers(byte_tokenizer: Tokenizer, shared: Path, name: str) -> None:
+    """What an exported tokenizer will render with our text of the template."""
+    transformers = pytest.importorskip("transformers", reason="the oracle package is not installed")
+    oracle = transformers.PreTrainedTokenizerFast(tokenizer_file=str(byte_tokenizer.path), bos_token="<s>", eos_token="</s>")
+    template = template_for(byte_tokenizer, name=name)
+    for chat in (CHAT, [SYSTEM, *CHAT], *medquad(shared)[::100]):
+        for prompt in (False, True):
+            words = {"chat_template": template.jinja, "tokenize": False, "add_generation_prompt": prompt}
+            assert template.render(chat, add_generation_prompt=prompt) == oracle.apply_chat_template(chat, **words)
 
 
 @pytest.mark.slow
@@ -391,6 +514,28 @@ BAD_TEMPLATES = {
     "long list": ("{{ [1] * 10**9 }}", "too long"),
     "output": ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "characters of output"),
     "endless": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "Recursion"),
+    "loops": ("{% for a in range(9999) %}{% for b in 'x' * 9999 %}{% endfor %}{% endfor %}", "takes more than 2 s"),
+    "filtered loop": ("{% for a in 'x' * 4000000 if (('x' * 9999) | upper) == a %}{% endfor %}", "takes more than"),
+    "macros": ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "takes more than"),
+    "doubling": ("{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}", "too long"),
+    "joining": ("{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "too long"),
+    "lists": ("{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}", "too long"),
+    "replace": ("{{ ('x' * 4000000).replace('x', 'y' * 4000000) }}", "replacement is too long"),
+    "replace filter": ("{{ ('x' * 4000000) | replace('x', 'y' * 4000000) }}", "replacement is too long"),
+    "join": ("{{ (['x' * 4000000] * 4000) | join }}", "joined text is too long"),
+    "join method": ("{{ ('x' * 4000000).join(('a' * 99) | list) }}", "too long"),
+    "width": ("{{ '%999999999d' % 1 }}", "formatted text is too long"),
+    "star width": ("{{ '%*d' | format(99999999, 1) }}", "number is too large"),
+    "format": ("{{ '{:>999999999}'.format(1) }}", "formatted text is too long"),
+    "padding": ("{{ 'x'.ljust(10 ** 9) }}", "number is too large"),
+    "centre": ("{{ 'x' | center(999999999) }}", "number is too large"),
+    "batch": ("{{ [1] | batch(999999999, 0) | list }}", "number is too large"),
+    "indent": ("{{ ('\\n' * 4000000) | indent(999999) }}", "indented text is too long"),
+    "the clock": (
+        "{% set neuralforge_clock = 1 %}{% for a in range(9999) %}{% for b in 'x' * 9999 %}{% endfor %}{% endfor %}",
+        "2 s",
+    ),
+    "random": ("{{ [1, 2] | random }}", "random"),
     "lorem": ("{{ lipsum(n=10**9) }}", "lipsum"),
 }
 
@@ -404,6 +549,26 @@ def test_a_template_that_fails_is_named_with_its_row(byte_tokenizer: Tokenizer, 
         encode_messages(template, byte_tokenizer, CHAT, where="rows.jsonl line 7")
     assert time.perf_counter() - start < 5  # none may hang; each takes some milliseconds
     assert "rows.jsonl line 7" in str(caught.value) and "the template of x" in str(caught.value)
+
+
+ORDINARY = {
+    "{% for m in messages if m.role == 'user' %}{{ loop.index ~ m.content[:4] ~ '!' }}{% endfor %}": "1What!2And !",
+    "{% for m in messages %}{{ loop.length }}{{ loop.last }}{{ loop.revindex0 }}{% endfor %}": "4False34False24False14True0",
+    "{{ messages | map(attribute='role') | join(',') }}": "user,assistant,user,assistant",
+    "{{ 'a b'.split() | join('-') }}{{ '%s-%02d' % ('x', 7) }}{{ '{}{:>3}'.format('a', 1) }}": "a-bx-07a  1",
+    "{{ 'abc' | replace('b', 'x') }}{{ 'a\\nb' | indent(2) }}{{ 'x'.center(3) }}": "axca\n  b x ",
+    "{{ 1 + 2 }}{{ 2 * 'ab' }}{{ ['a'] + ['b'] }}{{ 7 % 4 }}{{ 2 ** 3 }}": "3abab['a', 'b']38",
+    "{% macro f(a, b=2) %}{{ a ~ b }}{% endmacro %}{{ f('y') }}{{ f(a='z', b='x') }}": "y2zx",
+    "{% for m in messages recursive %}{% if loop.depth < 2 %}{{ loop(messages[:1]) }}{% endif %}.{% endfor %}": "........",
+    "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content | length }}{% break %}{% endfor %}": "5",
+    "{% for m in [] %}x{% else %}none{% endfor %}{% set x %}a{% endset %}{{ x ~ none ~ 1.5 }}": "noneaNone1.5",
+    "{{ undefined_name ~ 'a' }}{{ messages[0].get('content')[:4] }}": "aWhat",
+}
+
+
+@pytest.mark.parametrize("source", ORDINARY)
+def test_the_bounds_leave_ordinary_templates_alone(source: str) -> None:
+    assert ChatTemplate(source).render(CHAT) == ORDINARY[source]
 
 
 def test_a_template_cannot_change_the_messages(byte_tokenizer: Tokenizer) -> None:

@@ -99,7 +99,7 @@ def test_version(capfd):
 def test_no_words_and_unknown_words_show_the_usage(capfd):
     assert cli.main([]) == 2
     assert capfd.readouterr().err.startswith("usage: ")
-    assert cli.main(["ingest"]) == 2
+    assert cli.main(["digest"]) == 2
     assert capfd.readouterr().err.startswith("usage: ")
 
 

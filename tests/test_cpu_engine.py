@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from neuralforge import formats
 from neuralforge.backends import cpu
 from neuralforge.config import LoraConfig, ModelConfig, RopeConfig, tensor_shapes
 from neuralforge.errors import BackendError, ConfigError, ModelError
+from neuralforge.plan import resident_bytes
 from neuralforge.weights import Tensor
 
 TINY = ModelConfig(
@@ -400,6 +402,30 @@ def test_nan_weight_is_named() -> None:
     weights[name].data[3, 4] = np.nan
     with pytest.raises(ModelError, match=r"memory: tensor model\.layers\.1\.mlp\.up_proj\.weight has .* nan at \(3, 4\)"):
         cpu.open(TINY, weights)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+def test_weights_are_turned_into_another_form_piece_by_piece(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, tokens = random_weights(TINY), stream([40], TINY.vocab_size).tokens
+    whole = cpu.open(TINY, weights, dtype=dtype).logits(tokens)
+    monkeypatch.setattr(cpu, "PIECE", 3 * TINY.hidden_size)
+    assert cpu.open(TINY, weights, dtype=dtype).logits(tokens).tobytes() == whole.tobytes()
+    weights["model.layers.1.mlp.up_proj.weight"].data[30, 4] = np.inf
+    with pytest.raises(ModelError, match=r"up_proj\.weight has the value inf at \(30, 4\)"):
+        cpu.open(TINY, weights, dtype=dtype)
+
+
+def test_pages_of_a_file_are_given_back(tmp_path: Path) -> None:
+    """After a conversion the file's values take no memory, and are still there."""
+    np.arange(1 << 22, dtype=np.float32).tofile(tmp_path / "values")
+    mapped = np.memmap(tmp_path / "values", np.uint8, "r").view(np.ndarray)
+    tensor = Tensor("a", "F32", np.ndarray((1 << 12, 1 << 10), np.float32, mapped.data), "values")
+    total = float(tensor.data.sum(dtype=np.float64))
+    held = resident_bytes()
+    tensor.forget()
+    assert held == 0 or held - resident_bytes() > 12e6  # of 16.8 MB; 0 where the system does not say
+    assert float(tensor.data.sum(dtype=np.float64)) == total
+    Tensor("b", "F32", np.zeros((2, 2), np.float32), "memory").forget()
 
 
 BAD_STREAMS = {

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import io
 import json
 from pathlib import Path
+from types import ModuleType
 
+import bombs
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import write
 
+from neuralforge import read_docx, read_html
 from neuralforge.errors import DataError
 from neuralforge.ingest import Dataset
 
@@ -32,7 +37,8 @@ BAD_FILES = [
     ("binary.txt", b"\x7fELF\0\0\0\1", "binary.txt: holds zero bytes"),
     ("mark.txt", b"\xef\xbb\xbfab\xff", "mark.txt: damaged UTF-8 at byte 2"),
     ("cut.txt", b"\xff\xfea\0b", "cut.txt: damaged UTF-16"),
-    ("a.docx", b"PK\3\4", "a.docx: docx is not read yet"),
+    ("a.docx", b"PK\3\4", "a.docx: not a readable DOCX"),
+    ("a.doc", b"x", "a.doc: doc is not read yet"),
     ("README", b"text", "README: a file without extension is not read yet"),
     ("empty.jsonl", b"\n\n", "empty.jsonl: holds no rows"),
     ("a.jsonl", b'{"text": "a"}\n\n{"text": "b}\n', "a.jsonl:3: column 10: broken JSON"),
@@ -79,7 +85,7 @@ def test_bad_files_do_not_end_a_folder(tmp_path: Path) -> None:
     assert [(row.data["text"], row.source) for row in data] == [("good", "good/a.txt")]
     reasons = dict(data.skipped)
     assert sorted(reasons) == sorted(name for name, _, _ in BAD_FILES)
-    assert reasons["a.docx"] == "docx is not read yet"
+    assert reasons["a.doc"] == "doc is not read yet"
     assert reasons["void.jsonl"] == "line 2: text is empty"
 
 
@@ -131,6 +137,8 @@ ENCODINGS = [
     ("utf-32-be", "\ufeffGrüße\n"),
     ("cp1252", "Grüße — “quoted”\n"),
     ("latin-1", "undefined in 1252: \x81\x9d é\n"),
+    ("utf-16-le", "no mark at all\n"),
+    ("utf-16-be", "no mark at all\n"),
 ]
 
 
@@ -141,21 +149,69 @@ def test_encodings(tmp_path: Path, encoding: str, text: str, line_end: str) -> N
     assert Dataset.from_path(path)[0].data["text"] == text.lstrip("\ufeff")
 
 
+def test_damaged_characters_are_replaced_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = "Grüße, ça va? Così è più \ufffd.".encode() + b"\xff and \xc3 end"
+    for name, content in (("a.txt", damaged), ("b.txt", b"\xef\xbb\xbf" + damaged), ("c.html", b"<p>" + damaged)):
+        data = Dataset.from_path(write(tmp_path / name, content))
+        assert data[0].data["text"] == "Grüße, ça va? Così è più \ufffd.\ufffd and \ufffd end"
+        assert [(r.source, r.count) for r in data.replaced] == [(name, 2)]
+    assert "a.txt: 2 damaged places replaced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b'<meta charset="iso-8859-2"><p>\xb1\xe6',
+        b"<META HTTP-EQUIV=Content-Type CONTENT='text/html; charset=ISO-8859-2'><p>\xb1\xe6",
+        b'<?xml version="1.0" encoding="iso-8859-2"?><p>\xb1\xe6</p>',
+        b'<meta charset="nonsense"><p>' + "ąć".encode(),
+        b'<meta charset="utf-16"><p>' + "ąć".encode(),
+    ],
+)
+def test_the_encoding_that_a_page_names(tmp_path: Path, page: bytes) -> None:
+    assert Dataset.from_path(write(tmp_path / "a.html", page))[0].data["text"] == "ąć"
+
+
+def test_places_name_page_or_line(tmp_path: Path) -> None:
+    (row,) = Dataset.from_path(write(tmp_path / "a.pdf", bombs.text_pdf("one", "", "three")))
+    assert [row.place(at) for at in (0, 4, 5, 9)] == ["a.pdf page 1", "a.pdf page 1", "a.pdf page 3", "a.pdf page 3"]
+    (row,) = Dataset.from_path(write(tmp_path / "a.txt", "one\ntwo\n"))
+    assert [row.place(at) for at in (0, 3, 4)] == ["a.txt:1", "a.txt:1", "a.txt:2"]
+    (row,) = Dataset.from_path(write(tmp_path / "a.jsonl", '{"text": "one\\ntwo"}'))
+    assert row.place(5) == "a.jsonl:1"
+
+
+def test_encrypted_pdfs_open_with_their_password(shared: Path) -> None:
+    pytest.importorskip("cryptography", reason="pypdf needs it for AES")
+    path = shared / "docs" / "pdf" / "libreoffice-writer-password.pdf"
+    assert "Lorem ipsum" in Dataset.from_path(path, password="openpassword")[0].data["text"]
+    with pytest.raises(DataError, match="the password does not open it"):
+        Dataset.from_path(path, password="wrong")
+
+
 def test_guessed_encoding_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Dataset.from_path(write(tmp_path / "old.txt", b"caf\xe9"))
     assert "old.txt: not UTF-8, read as Windows-1252" in caplog.text
 
 
-@given(st.binary(max_size=300), st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".html", ".bin"]))
+@given(st.binary(max_size=300), st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".bin"]))
 def test_any_bytes_give_rows_or_one_typed_error(tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str) -> None:
     path = write(tmp_path_factory.getbasetemp() / f"any{suffix}", content)
     try:
         data = Dataset.from_path(path)
     except DataError as error:
-        assert error.message.startswith(path.name)
+        assert path.name in error.message
     else:
         assert len(data) > 0
         json.dumps([row.source for row in data]).encode()
+
+
+@given(st.binary(max_size=300), st.sampled_from([read_html, read_docx]), st.sampled_from([b"", b"<p>", b"PK\3\4"]))
+def test_any_bytes_in_the_readers_of_the_child(content: bytes, reader: ModuleType, head: bytes) -> None:
+    try:
+        assert list(reader.read(head + content, "it"))
+    except DataError as error:
+        assert error.message.startswith("it: ")
 
 
 def test_html(tmp_path: Path) -> None:
@@ -170,6 +226,9 @@ def test_html(tmp_path: Path) -> None:
 
 
 def test_token_file_is_mapped_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(1 << 36)  # a hole, of more than this machine has memory
+    assert Dataset.from_path(tmp_path / "large.bin")[0].data["input_ids"].size == 1 << 35
     ids = np.array([1, 256, 65535], "<u2")
     row = Dataset.from_path(write(tmp_path / "a.bin", ids.tobytes()))[0]
     assert isinstance(row.data["input_ids"], np.memmap)
@@ -226,3 +285,37 @@ def test_picture_pages_of_a_pdf_are_named(tmp_path: Path) -> None:
     data = Dataset.from_path(tmp_path / "a.pdf")
     assert [row.data["text"] for row in data] == ["first page"]
     assert data.skipped == (("a.pdf page 2", "no text layer: needs OCR"),)
+
+
+def parquet(columns: dict[str, list[object]]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow", reason="it belongs to an extra")
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), out, compression="zstd")
+    return out.getvalue()
+
+
+def test_parquet(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write(tmp_path / "a.parquet", parquet({"text": ["one", "two"], "n": [1, None]}))
+    write(tmp_path / "b.parquet", parquet({"messages": [turns]}))
+    write(tmp_path / "c.parquet", parquet({"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]]}))
+    write(tmp_path / "d.parquet", parquet({"question": [b"q"], "answer": [datetime.date(2020, 1, 2)]}))
+    write(tmp_path / "e.parquet", b"PAR1 nothing PAR1")
+    write(tmp_path / "f.parquet", parquet({"text": ["good", ""]}))
+    data = Dataset.from_path(tmp_path)
+    assert [row.source for row in data] == ["a.parquet row 1", "a.parquet row 2", *(f"{c}.parquet row 1" for c in "bcd")]
+    assert data[2].data["messages"] == turns
+    assert (data[3].data["input_ids"].dtype, data[3].data["labels"].tolist()) == (np.int32, [-100, 2, 3])
+    assert data[4].data["messages"][1]["content"] == "2020-01-02"
+    assert "not a readable Parquet file" in dict(data.skipped)["e.parquet"]
+    assert dict(data.skipped)["f.parquet"] == "row 2: text is empty"
+
+
+@pytest.mark.slow
+def test_a_parquet_file_that_expands_without_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", parquet({"text": ["x" * (1 << 20)] * 800}))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match=r"takes too much memory|not a readable Parquet file"):
+        Dataset.from_path(path)

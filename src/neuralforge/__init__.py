@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .plan import Plan
     from .quickstart import finetune
     from .run import Run
+    from .templates import ChatTemplate
     from .tokenizer import Tokenizer
     from .trainer import Trainer
 
@@ -58,6 +59,7 @@ _PUBLIC = {
     "plan": "Plan",
     "quickstart": "finetune",
     "run": "Run",
+    "templates": "ChatTemplate",
     "tokenizer": "Tokenizer",
     "trainer": "Trainer",
 }

@@ -33,13 +33,13 @@ class Example:
     """One row, or a piece of one, as token ids.
 
     Attributes:
-        ids: (n,) int32, n >= 2.
+        ids: (n,) int32, or the unsigned ids of a file where they lie, n >= 2.
         trained: (n,) bool, whether token i is a target. The first never is: nothing stands before it.
         row: index of the row it comes from.
         source: that row's source, for messages.
     """
 
-    ids: IntArray
+    ids: npt.NDArray[np.integer]
     trained: BoolArray
     row: int
     source: str
@@ -137,7 +137,9 @@ def encode_rows(
     """
     if max_length < 2:
         raise ConfigError(f"max_length={max_length}: must be at least 2 tokens")
-    whole = [_encode(row, i, tokenizer, template, completion_only_loss) for i, row in enumerate(rows)]
+    whole = [
+        encode_row(row, tokenizer, template, index=i, completion_only_loss=completion_only_loss) for i, row in enumerate(rows)
+    ]
     if not whole:
         raise DataError("there are no rows to train on", hint="add some")
     too_long = [example for example in whole if example.ids.size > max_length]
@@ -171,10 +173,12 @@ def _overflow(longest: Example, count: int, total: int, max_length: int) -> Over
     )
 
 
-def _encode(row: Row, index: int, tokenizer: Tokenizer, template: ChatTemplate, completion_only: bool) -> Example:
-    """The whole row as one example."""
-    ids, mask = _ids_and_mask(row, tokenizer, template)
-    array, trained = np.asarray(ids), np.array(mask, np.bool_)
+def encode_row(
+    row: Row, tokenizer: Tokenizer, template: ChatTemplate, *, index: int = 0, completion_only_loss: bool = True
+) -> Example:
+    """A whole row as one example; see `encode_rows`."""
+    ids, mask = chat.encode(row, tokenizer, template)
+    array, trained = np.asarray(ids), np.asarray(mask, np.bool_)
     outside = np.flatnonzero((array < 0) | (array >= tokenizer.vocab_size))
     if outside.size:
         place = int(outside[0])
@@ -182,26 +186,14 @@ def _encode(row: Row, index: int, tokenizer: Tokenizer, template: ChatTemplate, 
             f"{row.source}: token {place} has id {array[place]}, but the tokenizer's ids end at {tokenizer.vocab_size - 1}",
             hint="token ids must come from the tokenizer of this model",
         )
-    if not completion_only and "labels" not in row.data:
-        trained[:] = True
-    trained[:1] = False
+    if not completion_only_loss and "labels" not in row.data:
+        trained = np.ones(trained.size, np.bool_)
+    if trained[:1].any():
+        trained = trained.copy()
+        trained[0] = False
     if not trained.any():
         raise DataError(f"{row.source}: has no token to train on", hint="fill in or remove this row")
-    return Example(array.astype(np.int32), trained, index, row.source)
-
-
-def _ids_and_mask(
-    row: Row, tokenizer: Tokenizer, template: ChatTemplate
-) -> tuple[Sequence[int] | npt.NDArray[np.integer], Sequence[bool] | BoolArray]:
-    data = row.data
-    if "messages" in data:
-        return chat.encode_messages(template, tokenizer, data["messages"], where=row.source)
-    if "completion" in data:
-        return chat.encode_completion(tokenizer, data["prompt"], data["completion"])
-    if "text" in data:
-        return chat.encode_text(tokenizer, data["text"])
-    ids = data["input_ids"]
-    return ids, data["labels"] != -100 if "labels" in data else np.ones(len(ids), np.bool_)
+    return Example(array if array.dtype.kind == "u" else array.astype(np.int32), trained, index, row.source)
 
 
 def _fit(example: Example, max_length: int, on_overflow: str) -> Iterator[Example]:
@@ -232,9 +224,9 @@ def collate(examples: Sequence[Example], indices: Sequence[int]) -> Batch:
     """
     chosen = [examples[i] for i in indices]
     sizes = [example.ids.size - 1 for example in chosen]
-    targets = [np.where(example.trained[1:], example.ids[1:], np.int32(-1)) for example in chosen]
+    targets = [np.where(example.trained[1:], example.ids[1:].astype(np.int32), np.int32(-1)) for example in chosen]
     return Batch(
-        tokens=np.concatenate([example.ids[:-1] for example in chosen]),
+        tokens=np.concatenate([example.ids[:-1] for example in chosen], dtype=np.int32, casting="unsafe"),
         targets=np.concatenate(targets),
         positions=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
         bounds=np.cumsum([0, *sizes], dtype=np.int32),

@@ -7,14 +7,42 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import DataError, TokenizerError
-from .records import ROLES
+from .records import ROLES, Row
 from .templates import ChatTemplate, Message
 from .tokenizer import Tokenizer
 
 # Private-use characters: nothing that a template writes or a real message begins or ends with.
 _STRANGE = "\ue0f1\ue0f2"
 _FORM = 'write [{"role": "user", "content": "..."}, ...]'
+
+
+def encode(
+    row: Row, tokenizer: Tokenizer, template: ChatTemplate
+) -> tuple[Sequence[int] | npt.NDArray[np.integer], Sequence[bool] | npt.NDArray[np.bool_]]:
+    """(ids, trained) of a row of any shape, of equal length.
+
+    Raises:
+        DataError: nothing to train on, or the template refuses; with the row's source.
+        TokenizerError: the tokenizer has no EOS.
+    """
+    data = row.data
+    if "messages" in data:
+        return encode_messages(template, tokenizer, data["messages"], where=row.source)
+    if "completion" in data:
+        return encode_completion(tokenizer, data["prompt"], data["completion"])
+    if "text" in data:
+        return encode_text(tokenizer, data["text"])
+    ids = data["input_ids"]
+    if data.get("tokenizer") not in (None, tokenizer.fingerprint):
+        hint = f"ingest the documents again with the tokenizer of this model, {tokenizer.path}"
+        raise DataError(f"{row.source}: its tokens were made by another tokenizer", hint=hint)
+    if "trained" in data:
+        return ids, data["trained"]
+    return ids, data["labels"] != -100 if "labels" in data else np.ones(len(ids), np.bool_)
 
 
 def encode_messages(
@@ -162,7 +190,7 @@ def _span(
     if before is not None and upto is not None and upto.startswith(before) and text.startswith(upto):
         start, end = len(before), len(upto)
     else:
-        start, end = _rewritten_span(template, messages, i, text, before, upto, prompt=prompt)
+        start, end = _rewritten_span(template, messages, i, text, before, upto, tokenizer, prompt=prompt)
     end = start + len(_without_tail(text[start:end], tokenizer))
     if end <= start:
         raise DataError(
@@ -179,6 +207,7 @@ def _rewritten_span(
     text: str,
     before: str | None,
     upto: str | None,
+    tokenizer: Tokenizer,
     *,
     prompt: bool,
 ) -> tuple[int, int]:
@@ -195,10 +224,20 @@ def _rewritten_span(
     last = _attempt(template, other[: i + 1])
     if upto is not None and last is not None:
         tail = upto[len(upto) - _common(upto[::-1], last[::-1]) :]
-        end += _common(text[end:], tail)
+        shared = tail[: _common(text[end:], tail)]
+        end += len(shared if shared == tail else _certain(shared, tokenizer))
     if before is not None:
         start = min(start, _common(text, before))
     return start, end
+
+
+def _certain(shared: str, tokenizer: Tokenizer) -> str:
+    """What ends a turn, of what two renderings share after it: they may go on alike by chance, with a "<" of their next marks.
+
+    It ends with the last special token, or where there is none with the last line.
+    """
+    ends = [shared.rfind(token) + len(token) for token in tokenizer.special_tokens if token in shared]
+    return shared[: max(ends, default=shared.rfind("\n") + 1)] or shared
 
 
 def _attempt(template: ChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str | None:

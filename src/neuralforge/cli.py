@@ -13,6 +13,7 @@ from typing import NoReturn
 from . import __version__, console
 from .cli_export import add_convert, add_export, add_merge
 from .cli_info import add_doctor, add_info
+from .cli_ingest import add_ingest
 from .cli_text import add_generate, add_tokenize
 from .cli_train import add_demo, add_plan, add_train
 from .errors import ConfigError
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "export": (add_export, "write a trained model for llama.cpp, Ollama, transformers and others, and check it"),
     "convert": (add_convert, "write a model in another format, and check it"),
     "merge": (add_merge, "add an adapter to its model, as a model folder"),
+    "ingest": (add_ingest, "turn a folder of documents into token shards, which train reads at once"),
     "info": (add_info, "say what a model, adapter, run or checkpoint is"),
     "doctor": (add_doctor, "check whether this machine is ready"),
 }

@@ -147,7 +147,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     from .files import write_atomic
 
     source, target = Path(options.input), Path(options.output)
-    tokenizer = _tokenizer(options)
+    tokenizer = chosen_tokenizer(options)
     if tokenizer.vocab_size > _MOST_IDS:
         raise TokenizerError(
             f"{tokenizer.path}: has {tokenizer.vocab_size} ids, a token file holds at most {_MOST_IDS}",
@@ -167,7 +167,8 @@ def _tokenize(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(options: argparse.Namespace) -> Tokenizer:
+def chosen_tokenizer(options: argparse.Namespace) -> Tokenizer:
+    """The tokenizer of --tokenizer or --model."""
     from .model import Model
     from .tokenizer import Tokenizer
 

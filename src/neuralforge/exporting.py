@@ -19,7 +19,7 @@ from .formats.outgoing import Lazy, Outgoing
 from .lora import merged
 from .model import Model
 from .run import Run
-from .templates import BUILT_IN
+from .template_texts import BUILT_IN
 from .verify import Verification, Written
 from .verify import verify as compare
 from .weights import STORED, F32Array

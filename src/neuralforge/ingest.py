@@ -8,53 +8,28 @@ import html
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from .documents import KINDS, Skip, read_file
+from .documents import KINDS
 from .errors import ConfigError, DataError
-from .records import ACCEPTED, Row, clean, from_record, kind_of
+from .folders import find_files, read_files, reason_of
+from .records import ACCEPTED, Item, Replaced, Row, Skip, clean, from_record, kind_of
+from .shards import FIRST_SHARD, MANIFEST, is_shard, manifest_shards, shard_rows
+
+if TYPE_CHECKING:
+    from .check import Check
+    from .preview import Preview, Speaker
+    from .redact import Hit
 
 log = logging.getLogger("neuralforge")
-
-
-def _files(root: Path) -> list[tuple[str, Path]]:
-    """(POSIX path relative to `root`, path) of all files below it, sorted by the first; each real folder is read once."""
-    found, folders, seen = [], [("", root)], set()
-    while folders:
-        prefix, folder = folders.pop()
-        try:
-            status = folder.stat()
-            entries = sorted(folder.iterdir(), key=lambda entry: entry.name, reverse=True)
-        except OSError:
-            found.append((prefix or ".", folder))  # reading it will give the reason
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append((f"{prefix}{entry.name}/", entry))
-            else:
-                found.append((f"{prefix}{entry.name}", entry))
-    return sorted(found, key=lambda file: os.fsencode(file[0]))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -70,20 +45,34 @@ class Dataset:
 
     Attributes:
         skipped: (source, reason) of every file or page that was not read.
+        replaced: files with damaged characters that became U+FFFD, and how many.
+        redactions: personal data that `redact` has replaced, with place and kind.
     """
 
-    def __init__(self, rows: Iterable[Row], *, skipped: Iterable[Skip] = ()) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        *,
+        skipped: Iterable[Skip] = (),
+        replaced: Iterable[Replaced] = (),
+        redactions: Iterable[Hit] = (),
+    ) -> None:
         self._rows = tuple(rows)
         self.skipped = tuple(skipped)
+        self.replaced = tuple(replaced)
+        self.redactions = tuple(redactions)
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> Dataset:
+    def from_path(cls, path: str | os.PathLike[str], *, password: str = "") -> Dataset:
         """Rows of a file, or of all files in a folder and below in the order of their names.
 
         In a folder hidden files are left out, and a file that cannot be read is listed in `skipped` instead of ending all.
+        PDF, DOCX and HTML files are read in child processes that can open nothing and have limited memory and time.
 
         Args:
-            path: .jsonl, .json, .csv, .tsv, .txt, .md, .html, .pdf, source code, a .bin file of uint16 token ids, or a folder.
+            path: .jsonl, .json, .csv, .tsv, .txt, .md, .html, .pdf, .docx, source code, a .bin file of uint16 token ids or a
+                shard, or a folder of such files, or one that `neuralforge ingest` made.
+            password: for encrypted PDFs.
 
         Raises:
             DataError: nothing there, no row in it, or (one file) damaged; with the line where there is one.
@@ -91,23 +80,28 @@ class Dataset:
         if not os.fspath(path):
             raise DataError("the path of the data is empty", hint="name a file or folder")
         root = Path(path).expanduser()
+        if (root / MANIFEST).is_file() and is_shard(root / FIRST_SHARD):
+            return cls(shard_rows(manifest_shards(root)))
         if root.is_dir():
-            return cls._from_folder(root)
+            if is_shard(root / FIRST_SHARD):
+                raise DataError(f"{root}: shards without {MANIFEST}: the ingest did not end", hint="run the same command again")
+            return cls._from_folder(root, password)
         if not root.exists():
             raise DataError(f"{root}: no such file or folder", hint="check the spelling and the current folder")
-        return cls._collect(read_file(root, clean(root.name)))
+        (file,) = read_files([(clean(root.name), root)], password=password)
+        if file.error is not None:
+            raise file.error
+        return cls._collect(file.items)
 
     @classmethod
-    def _from_folder(cls, root: Path) -> Dataset:
-        items: list[Row | Skip] = []
-        for name, path in _files(root):
-            label = clean(name)
-            try:
-                items += read_file(path, label)
-            except DataError as error:
-                reason = re.sub(r"^:(\d+):", r"line \1:", error.message.removeprefix(label)).lstrip(": ")
-                log.warning("%s was not read: %s", label, reason)
-                items.append((label, reason))
+    def _from_folder(cls, root: Path, password: str) -> Dataset:
+        items: list[Item] = []
+        for file in read_files(find_files(root), password=password):
+            if file.error is not None:
+                reason = reason_of(file.label, file.error)
+                log.warning("%s was not read: %s", file.label, reason)
+                items.append((file.label, reason))
+            items += file.items
         data = cls._collect(items)
         if not data:
             reasons = "; ".join(f"{source}: {reason}" for source, reason in data.skipped[:3])
@@ -117,8 +111,12 @@ class Dataset:
         return data
 
     @classmethod
-    def _collect(cls, items: Sequence[Row | Skip]) -> Dataset:
-        return cls((i for i in items if isinstance(i, Row)), skipped=[i for i in items if not isinstance(i, Row)])
+    def _collect(cls, items: Sequence[Item]) -> Dataset:
+        return cls(
+            (i for i in items if isinstance(i, Row)),
+            skipped=[i for i in items if isinstance(i, tuple)],
+            replaced=[i for i in items if isinstance(i, Replaced)],
+        )
 
     @classmethod
     def from_list(cls, records: Iterable[Mapping[str, Any]]) -> Dataset:
@@ -151,7 +149,80 @@ class Dataset:
         held = min(max(1, round(len(self) * eval)), len(self) - 1)
         chosen = set(shuffled(len(self), seed)[:held].tolist())
         sides = [[row for i, row in enumerate(self) if (i in chosen) == side] for side in (False, True)]
-        return Split(Dataset(sides[0], skipped=self.skipped), Dataset(sides[1]))
+        return Split(self._with(sides[0]), Dataset(sides[1]))
+
+    def dedup(self, *, near: float | None = 0.8) -> Dataset:
+        """The rows without those that repeat an earlier one; `skipped` lists each with the row that it repeats.
+
+        Args:
+            near: least Jaccard similarity, over runs of three words, of rows that count as the same; None removes only exact
+                duplicates (white space does not count).
+
+        Raises:
+            ConfigError: `near` out of range.
+        """
+        from .dedup import duplicates
+
+        if near is not None and not 0 < near <= 1:
+            raise ConfigError(f"near={near!r}: the similarity of duplicates must lie between 0 and 1, or be None")
+        found = duplicates(self._rows, near=near)
+        told = []
+        for i, (first, alike) in sorted(found.items()):
+            how = "the same as" if alike == 1.0 else f"{100 * alike:.0f} % the same as"
+            told.append((self[i].source, f"{how} {self[first].source}"))
+        return self._with((row for i, row in enumerate(self) if i not in found), skipped=told)
+
+    def redact(self, what: str = "pii") -> Dataset:
+        """The rows with personal data replaced by its kind: [EMAIL], [PHONE], [IBAN], [CARD], [NATIONAL_ID], [BIRTH_DATE],
+        [RECORD_NUMBER].
+
+        Found by rules with check digits; names and addresses have no form and stay. `redactions` lists each with its place.
+        Nothing leaves the machine.
+
+        Args:
+            what: "pii" is all there is.
+        """
+        from .redact import redact_row
+
+        if what != "pii":
+            raise ConfigError(f"redact({what!r}): only 'pii' is known")
+        pairs = [redact_row(row) for row in self]
+        hits = (*self.redactions, *(hit for _, found in pairs for hit in found))
+        return self._with((row for row, _ in pairs), redactions=hits)
+
+    def preview(self, model: Speaker, *, n: int = 3) -> Preview:
+        """The first rows as the model will see them, what is trained marked; shows itself in a terminal and in a notebook.
+
+        Raises:
+            DataError: one of them cannot be rendered.
+        """
+        from .preview import preview
+
+        return preview(self._rows[:n], model.tokenizer, model.template)
+
+    def check(self, model: Speaker, *, max_length: int | None = None) -> Check:
+        """What may be wrong with the rows, in plain words: duplicates, mixed languages, rows that are too long, empty answers,
+        damaged characters, bad scans, and what does not fit the chat template.
+
+        Args:
+            max_length: tokens that a row may have; None is the model's context.
+        """
+        from .check import check
+
+        limit = max_length or model.config.max_position_embeddings
+        replaced = sum(r.count for r in self.replaced)
+        return check(
+            self._rows, model.tokenizer, model.template, max_length=limit, replaced=replaced, skipped=len(self.skipped)
+        )
+
+    def _with(self, rows: Iterable[Row], *, skipped: Iterable[Skip] = (), redactions: Iterable[Hit] | None = None) -> Dataset:
+        """Other rows of the same origin."""
+        return Dataset(
+            rows,
+            skipped=[*self.skipped, *skipped],
+            replaced=self.replaced,
+            redactions=self.redactions if redactions is None else redactions,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -177,7 +248,7 @@ class Dataset:
         return Dataset(self._rows[index]) if isinstance(index, slice) else self._rows[index]
 
     def _summary(self) -> str:
-        kinds = Counter("/".join(row.data) for row in self)
+        kinds = Counter("/".join(key for key in row.data if key != "tokenizer") for row in self)
         rows = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         return f"{len(self)} rows" + (f": {rows}" if rows else "") + (f"; {len(self.skipped)} skipped" if self.skipped else "")
 

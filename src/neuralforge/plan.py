@@ -158,14 +158,12 @@ def _trainable(config: ModelConfig, lora: LoraConfig | None) -> int:
 def _memory(
     model: Model, args: TrainConfig, lora: LoraConfig | None, train: Encoded, held_out: Encoded | None
 ) -> dict[str, int]:
-    """Bytes by part: the file's pages, float32 copies of what is stored otherwise, training state, activations."""
+    """Bytes by part: weights as they are multiplied, training state, activations."""
     limits = [cost.stream_limit(train.lengths, args, packing=args.packing)]
     if held_out is not None:
         limits.append(cost.stream_limit(held_out.lengths, args, packing=True))
-    stored = sum(t.data.nbytes for t in model.weights.values())
-    copied = model.backend.copied_bytes(model.weights, dtype=model.dtype, trained=lora is None)
     return {
-        "weights": stored + copied,
+        "weights": model.backend.weight_bytes(model.weights, dtype=model.dtype, trained=lora is None),
         "bookkeeping": BOOKKEEPING,
         "training state": 4 * 4 * _trainable(model.config, lora),  # values, gradients and the two moments of AdamW
         "activations": model.backend.activation_bytes(

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
+
+if TYPE_CHECKING:  # numpy is imported where arrays are made: the child that reads foreign files needs none
+    import numpy.typing as npt
 
 ACCEPTED = (
     "a row has text, or prompt and completion, or messages, or input_ids; "
     "also instruction/input/output, question/answer and conversations"
 )
 _MEND = "correct it or remove the row"
+_PART = re.compile(r"(:\d+|\brow \d+| key '.*')$")  # sources that already name a part of a file
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,44 @@ class Row:
 
     Attributes:
         data: {"text": str}, {"prompt": str, "completion": str}, {"messages": [{"role": str, "content": str}]} or
-            {"input_ids": int32 or uint16 array (n,)}, the last optionally with "labels": int32 array (n,).
+            {"input_ids": integer array (n,)}, the last optionally with "labels": int32 array (n,), or "trained": bool
+            array (n,), and "tokenizer": fingerprint of the one that made the ids.
         source: where it comes from: "notes/a.md", "rows.jsonl:12" (line), "rows.json row 5", "row 5" (from 1).
+        places: (first character, what the place is called) of the parts of a text in order, for example its pages; empty
+            where the text has none.
     """
 
     data: Mapping[str, Any]
     source: str
+    places: tuple[tuple[int, str], ...] = ()
+
+    def place(self, offset: int) -> str:
+        """Where a character of the text stands: "a.pdf page 3" where the pages are known, else "notes.txt:12" (line)."""
+        if self.places:
+            part = max(0, bisect_right(self.places, offset, key=lambda place: place[0]) - 1)
+            return f"{self.source} {self.places[part][1]}"
+        if "text" in self.data and not _PART.search(self.source):
+            return f"{self.source}:{self.data['text'].count(chr(10), 0, offset) + 1}"
+        return self.source
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """How many stretches of bytes of a file had no meaning in its encoding and were replaced by U+FFFD."""
+
+    source: str
+    count: int
+
+
+Skip = tuple[str, str]  # (source, reason) of a file or page that was not read
+Item = Row | Replaced | Skip  # what a reader of files gives
+
+
+def document(text: str, label: str) -> str:
+    """The text of a whole file; DataError when there is none."""
+    if not text.strip():
+        raise DataError(f"{label}: holds no text", hint="is this the right file?")
+    return clean(text)
 
 
 _ROLES = {
@@ -162,6 +197,8 @@ def _token_row(fields: dict[str, Any], source: str) -> dict[str, Any]:
         row["labels"] = _integers(fields["labels"], "labels", source, low=-100)
         if row["labels"].shape != row["input_ids"].shape:
             raise DataError(f"{source}: {row['labels'].size} labels for {row['input_ids'].size} input_ids", hint=_MEND)
+        import numpy as np
+
         wrong = np.flatnonzero((row["labels"] != -100) & (row["labels"] != row["input_ids"]))
         if wrong.size:
             raise DataError(f"{source}: label {wrong[0]} is neither -100 nor the token id at its own place", hint=_MEND)
@@ -169,6 +206,8 @@ def _token_row(fields: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def _integers(value: Any, name: str, source: str, *, low: int) -> npt.NDArray[Any]:
+    import numpy as np
+
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,17 @@ class Tensor:
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    def forget(self) -> None:
+        """Let the system take back the memory that reading the values from their mapped file took; they stay readable."""
+        held: Any = self.data
+        while held is not None and not isinstance(held, mmap.mmap):
+            held = held.obj if isinstance(held, memoryview) else getattr(held, "base", None)
+        if held is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        begin = self.data.ctypes.data - np.frombuffer(held, np.uint8).ctypes.data
+        start = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        held.madvise(mmap.MADV_DONTNEED, start, begin + self.data.nbytes - start)
 
     def float32(self) -> F32Array:
         """The values as float32: a view where the file holds aligned float32, else a copy."""

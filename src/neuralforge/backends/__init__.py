@@ -108,8 +108,8 @@ class Backend(Protocol):
     ) -> int:
         """Bytes that a training session takes besides weights and trained values; `lora` None means full training."""
 
-    def copied_bytes(self, weights: Weights, *, dtype: str, trained: bool = False) -> int:
-        """Bytes of weights that a session keeps besides those of the file, or besides the trained values."""
+    def weight_bytes(self, weights: Weights, *, dtype: str, trained: bool = False) -> int:
+        """Bytes of weights that a session holds in memory, trained values not counted."""
 
     def open(
         self,

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ name = "cpu"
 DTYPES = ("f32", "bf16", "int8", "int4", "stored")
 # stored dtype -> the form that it is without a copy; blocks are called the same in both
 STORED_AS = {"F32": "f32", "BF16": "bf16"}
+# values that are turned into another form at a time
+PIECE = 1 << 22
 # projections that read the same activations, which are prepared once for all of them
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -132,20 +134,55 @@ def forms(weights: Weights, *, dtype: str) -> dict[str, str]:
     return found
 
 
-def _check_finite(stored: Tensor, values: F32Array | None) -> None:
-    """`values` None: the stored bits are bf16, whose exponent is all ones in NaN and infinity, or blocks."""
-    if values is None and stored.dtype == "BF16" and not ((stored.data & 0x7F80) == 0x7F80).any():
+def _row_pieces(stored: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows from there on): as many as are turned into another form at a time."""
+    rows = stored.data.shape[0]
+    step = max(1, PIECE * rows // max(1, stored.size))
+    for first in range(0, rows, step):
+        yield first, dataclasses.replace(stored, data=stored.data[first : first + step])
+
+
+def _is_finite(stored: Tensor) -> bool:
+    """Whether all values are finite, from the stored bits alone where that is quick."""
+    if stored.dtype == "BF16":  # the exponent is all ones in NaN and infinity
+        return not ((stored.data & 0x7F80) == 0x7F80).any()
+    if stored.dtype in _core.BLOCKS:
+        return _core.first_nonfinite_blocks(stored.data, stored.dtype) is None
+    return _core.first_nonfinite(stored.float32()) is None
+
+
+def _check_finite(stored: Tensor, first_row: int = 0) -> None:
+    if _is_finite(stored):
         return
-    if values is None and stored.dtype in BLOCKS and _core.first_nonfinite_blocks(stored.data, stored.dtype) is None:
-        return
-    values = stored.float32() if values is None else values
+    values = stored.float32()
     bad = _core.first_nonfinite(values)
     if bad is not None:
-        place = tuple(int(i) for i in np.unravel_index(bad, stored.shape))
+        row, *rest = (int(i) for i in np.unravel_index(bad, stored.shape))
         raise ModelError(
-            f"{stored.source}: tensor {stored.name} has the value {values.flat[bad]} at {place}",
+            f"{stored.source}: tensor {stored.name} has the value {values.flat[bad]} at {(first_row + row, *rest)}",
             hint="the file is damaged or the model was saved after training had diverged; get a sound copy",
         )
+
+
+def _converted(stored: Tensor, form: str) -> tuple[npt.NDArray[Any], F32Array | None]:
+    """(values of a matrix as "bf16", "int8" or blocks, scales of int8), made piece by piece."""
+    rows, width = stored.shape
+    if form == "bf16":
+        out: npt.NDArray[Any] = np.empty((rows, width), np.uint16)
+    else:
+        out = np.empty((rows, width), np.int8) if form == "int8" else np.empty((rows, _row_bytes(form, width)), np.uint8)
+    scales = np.empty(rows, np.float32) if form == "int8" else None
+    for first, piece in _row_pieces(stored):
+        _check_finite(piece, first)
+        part = slice(first, first + piece.data.shape[0])
+        if form == "bf16":
+            _core.to_bf16(piece.float32(), out=out[part])
+        elif scales is not None:
+            out[part], scales[part] = _core.to_int8(piece.float32())
+        else:
+            out[part] = _core.to_blocks(piece.float32(), form)
+        piece.forget()
+    return out, scales
 
 
 class CpuSession:
@@ -200,32 +237,32 @@ class CpuSession:
     def _set_trained(self, stored: Tensor, form: str) -> None:
         slot, layer = slot_of(stored.name)
         values = self.params[stored.name]
-        values[...] = stored.float32()
-        _check_finite(stored, values)
+        for first, piece in _row_pieces(stored):
+            _check_finite(piece, first)
+            values[first : first + piece.data.shape[0]] = piece.float32()
+            piece.forget()
         self.engine.set(slot, layer, values, self.grads[stored.name] if self.grads else None)
         if form == "bf16":
             self.engine.set_narrow(slot, layer, self._rounded_of(stored.name), None)
 
     def _set_frozen(self, stored: Tensor, form: str) -> None:
         slot, layer = slot_of(stored.name)
-        if form == STORED_AS.get(stored.dtype, stored.dtype) and form != "f32":
-            data = np.ascontiguousarray(stored.data)
-            _check_finite(dataclasses.replace(stored, data=data), None)
-            if form == "bf16":
-                self.engine.set_narrow(slot, layer, data, None)
-            else:
-                self.engine.set_blocks(slot, layer, data, form)
-            return
-        values = stored.float32()
-        _check_finite(stored, values)
         if form == "f32":
-            self.engine.set(slot, layer, values)
-        elif form == "bf16":
-            self.engine.set_narrow(slot, layer, _core.to_bf16(values), None)
-        elif form == "int8":
-            self.engine.set_narrow(slot, layer, *_core.to_int8(values))
+            _check_finite(stored)
+            self.engine.set(slot, layer, stored.float32())
+            if stored.dtype != "F32":
+                stored.forget()
+            return
+        if form == STORED_AS.get(stored.dtype, stored.dtype):
+            for first, piece in _row_pieces(stored):
+                _check_finite(piece, first)
+            data, scales = np.ascontiguousarray(stored.data), None
         else:
-            self.engine.set_blocks(slot, layer, _core.to_blocks(values, form), form)
+            data, scales = _converted(stored, form)
+        if form in ("bf16", "int8"):
+            self.engine.set_narrow(slot, layer, data, scales)
+        else:
+            self.engine.set_blocks(slot, layer, data, form)
 
     def _set_lora(self, lora: LoraConfig) -> None:
         for a in self.params:
@@ -353,13 +390,16 @@ def activation_bytes(
     )
 
 
-def copied_bytes(weights: Weights, *, dtype: str, trained: bool = False) -> int:
-    """Bytes of weights that a session keeps besides the file's own, or besides trained values, in the form it multiplies."""
+def weight_bytes(weights: Weights, *, dtype: str, trained: bool = False) -> int:
+    """Bytes of weights that a session holds: pages of the file that it multiplies, and those it has in another form.
+
+    Trained values are not counted, but the form in which they are multiplied is.
+    """
     total = 0
     for name, form in forms(weights, dtype=dtype).items():
-        tensor = weights[name]
-        there = form == "f32" if trained else STORED_AS.get(tensor.dtype, tensor.dtype) == form
-        total += 0 if there else tensor.size // tensor.shape[-1] * _row_bytes(form, tensor.shape[-1])
+        if not (trained and form == "f32"):
+            rows = weights[name].size // weights[name].shape[-1]
+            total += rows * _row_bytes(form, weights[name].shape[-1])
     return total
 
 

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a folder of mixed documents beside the same readers called one after another in one process.
+
+The documents are made here and always the same: text, JSON lines, HTML, DOCX, and PDF, which takes most of the time.
+Single process and ours take turns. The tokens of `ingest` come on top and are timed by themselves.
+
+    python benchmarks/ingest.py [--mb 50] [--rounds 3] [--model embedded]
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import io
+import json
+import random
+import statistics
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import machine
+
+# share of the bytes, and bytes of text of one file
+SHARES = {
+    "txt": (0.47, 400_000),
+    "jsonl": (0.25, 1_000_000),
+    "html": (0.2, 300_000),
+    "docx": (0.05, 600_000),
+    "pdf": (0.03, 400_000),
+}
+WORDS = "the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one"
+LINE, LINES = 90, 50  # characters and lines of a page
+PARAGRAPH = '<w:p><w:r><w:t xml:space="preserve">{}</w:t></w:r></w:p>'
+NAMESPACE = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+
+
+def prose(size: int, chance: random.Random) -> str:
+    """Words of changing length in sentences, about `size` characters."""
+    known = WORDS.split() + ["".join(chance.choices("etaoinshrdlu", k=chance.randint(3, 11))) for _ in range(2000)]
+    words = chance.choices(known, k=size // 6)
+    return ". ".join(" ".join(words[i : i + 14]).capitalize() for i in range(0, len(words), 14))[:size]
+
+
+def docx(text: str) -> bytes:
+    body = "".join(PARAGRAPH.format(html.escape(line)) for line in text.split(". "))
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        document = f'<w:document xmlns:w="{NAMESPACE}"><w:body>{body}</w:body></w:document>'
+        archive.writestr("word/document.xml", document)
+    return out.getvalue()
+
+
+def pdf(text: str) -> bytes:
+    """Pages of lines in Helvetica, words placed one by one as typesetters do."""
+    lines = [text[i : i + LINE] for i in range(0, len(text), LINE)]
+    pages = [lines[i : i + LINES] for i in range(0, len(lines), LINES)]
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
+    objects = [b"<</Type/Catalog/Pages 2 0 R>>", f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>".encode()]
+    objects.append(b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>")
+    for i, page in enumerate(pages):
+        rows = [f"[{' '.join(f'({word}) -250' for word in line.split())}] TJ 0 -11 Td" for line in page]
+        stream = zlib.compress(("BT /F1 9 Tf 40 780 Td " + "\n".join(rows) + " ET").encode("latin-1"))
+        objects.append(
+            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Resources<</Font<</F1 3 0 R>>>>/Contents %d 0 R>>" % (5 + 2 * i)
+        )
+        objects.append(b"<</Filter/FlateDecode/Length %d>>stream\n%s\nendstream" % (len(stream), stream))
+    out, places = bytearray(b"%PDF-1.5\n"), []
+    for number, content in enumerate(objects, 1):
+        places.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    end = b"trailer<</Root 1 0 R/Size %d>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, len(out))
+    return bytes(out) + b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1) + table + end
+
+
+MAKERS: dict[str, Callable[[str], bytes]] = {
+    "txt": str.encode,
+    "jsonl": lambda text: "".join(json.dumps({"text": line}) + "\n" for line in text.split(". ")).encode(),
+    "html": lambda text: "".join(f"<p>{line}</p>\n" for line in text.split(". ")).encode(),
+    "docx": docx,
+    "pdf": pdf,
+}
+
+
+def make_folder(folder: Path, megabytes: float) -> int:
+    """Write documents of that size in all; returns their bytes."""
+    chance, total = random.Random(0), 0
+    for kind, (share, size) in SHARES.items():
+        wanted, number = share * megabytes * 1e6, 0
+        while wanted > 0:
+            content = MAKERS[kind](prose(size, chance))
+            (folder / f"{number:03}.{kind}").write_bytes(content)
+            wanted, number, total = wanted - len(content), number + 1, total + len(content)
+    return total
+
+
+def one_process(folder: Path) -> int:
+    """The same readers, called directly."""
+    from neuralforge import read_docx, read_html, read_pdf
+    from neuralforge.decoding import decode
+    from neuralforge.records import from_record
+
+    rows = 0
+    for path in sorted(folder.iterdir()):
+        data, kind = path.read_bytes(), path.suffix[1:]
+        if kind == "txt":
+            rows += bool(decode(data, path.name).text)
+        elif kind == "jsonl":
+            rows += sum(1 for line in decode(data, path.name).text.splitlines() for _ in from_record(json.loads(line), "x"))
+        else:
+            reader = {"html": read_html, "docx": read_docx, "pdf": read_pdf}[kind]
+            rows += len(list(reader.read(data, path.name)))
+    return rows
+
+
+def ours(folder: Path) -> int:
+    from neuralforge.ingest import Dataset
+
+    return len(Dataset.from_path(folder))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def tokens_per_second(folder: Path, target: Path, model: str) -> tuple[float, int]:
+    """(seconds, tokens) of a whole ingest."""
+    from neuralforge.corpus import Ingested, ingest
+    from neuralforge.model import Model
+    from neuralforge.templates import template_for
+
+    tokenizer = Model.from_pretrained(model).tokenizer
+    began = time.perf_counter()
+    *_, done = ingest(folder, target, tokenizer, template_for(tokenizer))
+    assert isinstance(done, Ingested)
+    return time.perf_counter() - began, done.total_tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=float, default=50, help="megabytes of documents (50)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="", help="also make shards with the tokenizer of this model")
+    o = parser.parse_args()
+    print("\n".join(machine.describe()))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "documents"
+        folder.mkdir()
+        size = make_folder(folder, o.mb)
+        print(f"documents {size / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")
+        single, many = [], []
+        for _ in range(o.rounds):
+            single.append(seconds(lambda: one_process(folder)))
+            many.append(seconds(lambda: ours(folder)))
+        assert one_process(folder) == ours(folder) if o.rounds > 1 else True
+        ratios = sorted(a / b for a, b in zip(single, many, strict=True))
+        for label, times in (("one process", single), ("neuralforge", many)):
+            print(f"{label:<12}{statistics.median(times):6.2f} s ({min(times):.2f} to {max(times):.2f})")
+        print(f"ratio       {statistics.median(ratios):6.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        if o.model:
+            took, tokens = tokens_per_second(folder, Path(name) / "shards", o.model)
+            print(f"ingest      {took:6.2f} s, {tokens:,} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PDF becomes one row that knows its pages, by pypdf. Runs in the child of `sandbox`.
+
+A file can be made to take any amount of memory or time: pages that contain each other, streams that expand a thousandfold.
+Such files are told apart here, before pypdf follows them; what is left is stopped by the limits of the child.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import DataError
+from .records import Item, Row, document
+
+NO_TEXT = "no text layer: needs OCR"
+_MOST_PAGES = 100_000
+_DEEPEST = 100  # page trees of real files are a few levels deep
+_LONGEST_CHAIN = 4  # real streams have one filter, at times two
+_ROOMY, _EXPANSION = 1 << 20, 100  # a page's content above 1 MiB may be a hundred times its stored size; real ones are 3 to 10
+# the largest output of one filter in bytes, as pypdf 7 calls it and as older versions do; those written in Python are slow
+_LIMITS = {
+    ("zlib_maximum_output_length", "ZLIB_MAX_OUTPUT_LENGTH"): 32 << 20,
+    ("array_based_stream_maximum_output_length", "MAX_ARRAY_BASED_STREAM_OUTPUT_LENGTH"): 32 << 20,
+    ("lzw_maximum_output_length", "LZW_MAX_OUTPUT_LENGTH"): 4 << 20,
+    ("run_length_maximum_output_length", "RUN_LENGTH_MAX_OUTPUT_LENGTH"): 4 << 20,
+    ("jbig2_maximum_output_length", "JBIG2_MAX_OUTPUT_LENGTH"): 4 << 20,
+    ("zlib_maximum_recovery_input_length", "ZLIB_MAX_RECOVERY_INPUT_LENGTH"): 1 << 20,
+}
+
+
+def prepare() -> None:
+    """Import all that reading can need, set the limits, and silence the warning for each unknown font on each page."""
+    import contextlib
+    import importlib
+    import logging
+
+    import pypdf
+    from pypdf import filters
+
+    for name in ("pypdf.xmp", "pypdf._codecs._codecs", "pypdf._codecs.core_font_metrics", "pypdf._text_extraction"):
+        with contextlib.suppress(ImportError):  # not in every version
+            importlib.import_module(name)
+    if hasattr(pypdf, "overwrite_configuration"):
+        chosen: dict[str, Any] = {new: limit for (new, _), limit in _LIMITS.items()}
+        pypdf.overwrite_configuration(**chosen)
+    else:
+        for (_, old), limit in _LIMITS.items():
+            setattr(filters, old, limit)
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+
+
+def read(data: bytes, label: str, *, password: str = "") -> Iterator[Item]:
+    """One row with the text of all pages, which knows where each begins; pages that are only a picture are skipped.
+
+    Raises:
+        DataError: not a PDF, encrypted, without text, or made to exhaust the reader.
+    """
+    try:
+        reader = _open(data, label, password)
+        _check_tree(reader, label)
+        pages = [_page(page, number, label) for number, page in enumerate(reader.pages, 1)]
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes pypdf raise errors of many kinds
+        hint = "open it in a viewer and save it again, or remove it"
+        raise DataError(f"{label}: not a readable PDF: {_short(error)}", hint=hint) from error
+    readable = [(number, text) for number, (text, _) in enumerate(pages, 1) if text]
+    if not readable:
+        raise DataError(f"{label}: {_why_nothing(pages)}", hint="run the file through an OCR program first")
+    for number, (text, problem) in enumerate(pages, 1):
+        if problem and not text:
+            yield f"{label} page {number}", problem
+    places, at = [], 0
+    for number, text in readable:
+        places.append((at, f"page {number}"))
+        at += len(text) + 2
+    yield Row({"text": document("\n\n".join(text for _, text in readable), label)}, label, tuple(places))
+
+
+def _why_nothing(pages: list[tuple[str, str]]) -> str:
+    other = next((problem for _, problem in pages if problem and problem != NO_TEXT), None)
+    return other or NO_TEXT
+
+
+def _open(data: bytes, label: str, password: str) -> Any:
+    import pypdf
+    from pypdf.errors import DependencyError
+
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not (reader.decrypt("") or (password and reader.decrypt(password))):
+            told = "the password does not open it" if password else "is encrypted"
+            raise DataError(f"{label}: {told}", hint="give password= (command: --password), or save a copy without one")
+    except DependencyError as error:
+        hint = "pip install cryptography, or save a copy without a password"
+        raise DataError(f"{label}: is encrypted with AES, which needs a package", hint=hint) from error
+    return reader
+
+
+def _check_tree(reader: Any, label: str) -> None:
+    """Walk the page tree as it is stored; each node may be reached once."""
+    seen: set[tuple[int, int]] = set()
+    pages = 0
+    waiting = [(reader.trailer["/Root"].get_object().raw_get("/Pages"), 0)]
+    while waiting:
+        reference, depth = waiting.pop()
+        key = (getattr(reference, "idnum", id(reference)), getattr(reference, "generation", 0))
+        if key in seen or depth > _DEEPEST:
+            raise _bomb(label, "its pages contain each other" if key in seen else "its pages are nested too deeply")
+        seen.add(key)
+        node = reference.get_object()
+        kids = node.get("/Kids") if hasattr(node, "get") else None
+        if kids is None:
+            pages += 1
+            if pages > _MOST_PAGES:
+                raise _bomb(label, f"it has more than {_MOST_PAGES} pages")
+            continue
+        waiting += [(kid, depth + 1) for kid in kids.get_object()]
+
+
+def _bomb(label: str, reason: str) -> DataError:
+    return DataError(f"{label}: was made to exhaust the reader: {reason}", hint="remove the file, or print it to a new PDF")
+
+
+def _page(page: Any, number: int, label: str) -> tuple[str, str]:
+    """(text, why there is none) of a page."""
+    from pypdf.errors import PdfReadError
+
+    try:
+        _check_content(page, number, label)
+        text = page.extract_text().replace("\0", "").strip()
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "LimitReachedError":  # not in every version
+            raise _bomb(label, f"page {number}: {_short(error)}") from error
+        if not isinstance(error, (PdfReadError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)):
+            raise
+        return "", f"cannot be read: {_short(error)}"
+    resources = page.get("/Resources")
+    pictures = resources is not None and "/XObject" in resources.get_object()
+    return text, NO_TEXT if pictures and not text else ""
+
+
+def _check_content(page: Any, number: int, label: str) -> None:
+    """Refuse content that expands as no real page does."""
+    contents = page.get("/Contents")
+    contents = contents.get_object() if contents is not None else None
+    for part in contents if isinstance(contents, list) else [contents]:
+        stream: Any = part.get_object() if part is not None else None
+        if not hasattr(stream, "get_data"):
+            continue
+        filters = stream.get("/Filter")
+        filters = filters.get_object() if filters is not None else None
+        if isinstance(filters, list) and len(filters) > _LONGEST_CHAIN:
+            raise _bomb(label, f"page {number} has a chain of {len(filters)} filters")
+        stored, full = len(stream._data), len(stream.get_data())
+        if full > max(_ROOMY, stored * _EXPANSION):
+            raise _bomb(label, f"page {number} expands from {stored} bytes to {full}")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
