@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import neuralforge as nf
 from neuralforge import formats, gguf_file, llama_cpp, plain_decoder, verify
 from neuralforge.cli import main
 from neuralforge.config import LINEAR_MODULES, LoraConfig
-from neuralforge.errors import ConfigError, ExportError, OutputError
+from neuralforge.errors import ConfigError, ExportError, OutputError, TokenizerError
 from neuralforge.formats import gguf_write, outgoing
 from neuralforge.formats.peft import Adapter
 from neuralforge.lora import new_params
@@ -138,6 +139,20 @@ def test_another_tokenizer_is_noticed(
     with pytest.raises(ExportError, match=r"its tokenizer gives other ids than the model's, first at token \d+ of '###"):
         nf.export(model, tmp_path / "out.gguf", format="gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("kind", ["unigram", "rank file"])
+def test_gguf_refuses_vocabularies_that_llama_cpp_merges_otherwise(
+    tmp_path: Path, tiny_llama: Callable[..., Path], kind: str
+) -> None:
+    model = Model.from_pretrained(tiny_llama(), threads=1)
+    tokenizer = model.tokenizer
+    spec = dataclasses.replace(tokenizer.vocabulary.spec, model="unigram" if kind == "unigram" else "bytes")
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    vocabulary = dataclasses.replace(tokenizer.vocabulary, spec=spec)
+    other = dataclasses.replace(tokenizer, path=tmp_path / "tokenizer.model", vocabulary=vocabulary)
+    with pytest.raises(TokenizerError, match=rf"tokenizer\.model: a {kind}.* is not written to GGUF"):
+        gguf_write.gguf_tokenizer.metadata_of(other, model.config)
 
 
 def test_an_interrupted_export_leaves_the_old_file(

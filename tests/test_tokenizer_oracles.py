@@ -335,6 +335,35 @@ def test_bad_gguf_names_the_file(tmp_path: Path, name: str) -> None:
     assert "m.gguf" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["llama3", "smaug-bpe"])
+def test_other_names_of_the_same_words(tmp_path: Path, name: str) -> None:
+    values = {"model": "gpt2", "tokens": ["a", "b", "ab"], "merges": ["a b"]}
+    for pre in ("llama-bpe", name):
+        (tmp_path / f"{pre}.gguf").write_bytes(gguf(**values, pre=pre))
+    one, two = (Tokenizer.from_file(tmp_path / f"{pre}.gguf") for pre in ("llama-bpe", name))
+    assert one.encode("abba") == two.encode("abba") == [2, 1, 0]
+
+
+def unused_piece(text: str) -> bytes:
+    """A piece of type 5, to be added at the end of a SentencePiece model."""
+    piece = bytes([10, len(text.encode())]) + text.encode() + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x05"
+    return bytes([10, len(piece)]) + piece
+
+
+def test_unused_pieces_that_no_merge_makes(tmp_path: Path) -> None:
+    import sentencepiece
+
+    model = train(model_type="bpe") + unused_piece("[PAD700]")
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model), Tokenizer.from_file(tmp_path)
+    assert ours.vocab_size == theirs.vocab_size()
+    for text in ("the cat [PAD700] sat", "[PAD700]"):
+        assert ours.encode(text, False) == theirs.encode(text)
+    (tmp_path / "tokenizer.model").write_bytes(model + unused_piece("9t"))
+    with pytest.raises(TokenizerError, match="unused pieces such as '9t'"):
+        Tokenizer.from_file(tmp_path)
+
+
 def damaged(data: bytes, count: int) -> Iterator[bytes]:
     number = random.Random(10)
     for _ in range(count):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +83,10 @@ def _vocabulary(pieces: Sequence[Piece], trainer: Message, normalizer: Message, 
     kinds = {kind: [i for i, p in enumerate(pieces) if p.kind == kind] for kind in range(1, 7)}
     if model not in ("unigram", "bpe"):
         raise TokenizerError(f"{path}: SentencePiece model type {model!r} is not supported, only BPE and unigram")
-    if model == "bpe" and kinds[_UNUSED]:
-        raise TokenizerError(f"{path}: BPE with unused pieces such as {pieces[kinds[_UNUSED][0]].text!r} is not supported")
+    texts = {p.text for p in pieces}
+    made = [pieces[i].text for i in kinds[_UNUSED] if model == "bpe" and _can_be_made(pieces[i].text, texts)]
+    if made:
+        raise TokenizerError(f"{path}: BPE with unused pieces such as {made[0]!r} is not supported")
     if len(kinds[_UNKNOWN]) != 1:
         raise TokenizerError(f"{path}: {len(kinds[_UNKNOWN])} pieces for unknown text instead of one", hint=DAMAGED)
     prefix, squeeze, escape = (bool(normalizer.get(n, 1)) for n in (_PREFIX, _SQUEEZE, _ESCAPE))
@@ -110,6 +112,11 @@ def _vocabulary(pieces: Sequence[Piece], trainer: Message, normalizer: Message, 
     )
     unknown = _text(trainer.get(_UNK_SURFACE, " ⁇ ".encode()), path)
     return Vocabulary(spec, [_surface(p, unknown) for p in pieces], drops_space=prefix or squeeze, drops_spaces=squeeze)
+
+
+def _can_be_made(text: str, texts: Container[str]) -> bool:
+    """Whether BPE can come to a piece: it is one character, or two pieces joined. Rows of padding are neither."""
+    return len(text) == 1 or any(text[:i] in texts and text[i:] in texts for i in range(1, len(text)))
 
 
 def _byte_ids(pieces: Sequence[Piece], ids: Sequence[int], path: Path) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
