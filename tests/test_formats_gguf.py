@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import struct
 import time
@@ -250,7 +251,8 @@ def test_a_hostile_file_costs_little(tmp_path: Path, content: bytes) -> None:
         load(path)
     # the bar for hostile files; the limits of the reader keep the worst of them below half of it on two old cores
     assert time.process_time() - start < 1.0
-    assert peak() - before < 64 * 1024
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # a sanitizer keeps what was freed
+        assert peak() - before < 64 * 1024
 
 
 def test_a_sound_file_cut_anywhere_or_changed_anywhere_gives_a_typed_error_or_loads(
