@@ -23,6 +23,7 @@ int64_t nf_narrow_scratch(int64_t width, int64_t rank) { return (nf_narrow_strid
 
 #define NF_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")))
 #define NF_INLINE static inline __attribute__((always_inline)) NF_TARGET
+#include "transpose16.h"
 
 /* Masks of the first n lanes. */
 NF_INLINE __mmask64 bytes_left(int64_t n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
@@ -82,32 +83,6 @@ NF_TARGET void nf_int8_prepare(uint8_t *out, float *scale, const float *x, int64
 }
 
 /* -------- panels -------- */
-
-/* In place: 16 vectors of 16 units become their transpose. */
-NF_INLINE void transpose(__m512i r[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int k = 0; k < 2; k++) {
-            r[i + 2 * k] = _mm512_unpacklo_epi64(t[i + k], t[i + k + 2]);
-            r[i + 2 * k + 1] = _mm512_unpackhi_epi64(t[i + k], t[i + k + 2]);
-        }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
 
 NF_TARGET void nf_bf16_prepare_transposed(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t cols) {
     int64_t stride = nf_narrow_stride(rows), filled = stride - STEP;
