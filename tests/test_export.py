@@ -338,6 +338,12 @@ def test_an_adapter_of_every_family_goes_round(tmp_path: Path, name: str, kind: 
     np.testing.assert_allclose(again.logits(ids(model)), model.logits(ids(model)), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["peft", "gguf-lora", "mlx"])
+def test_an_adapter_of_the_embedded_model_is_checked_on_it(tmp_path: Path, kind: str) -> None:
+    made = nf.export(adapted(Model.from_pretrained("embedded", threads=1)), tmp_path / "out", format=kind)
+    assert made.verification is not None and made.verification.kl < 1e-6
+
+
 @needs_llama_cpp
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "phi3"])

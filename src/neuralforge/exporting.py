@@ -17,7 +17,7 @@ from .files import fsync_dir, make_folder, output_error
 from .formats import outgoing
 from .formats.outgoing import Lazy, Outgoing
 from .lora import merged
-from .model import Model
+from .model import Model, resolve
 from .run import Run
 from .template_texts import BUILT_IN
 from .verify import Verification, Written
@@ -93,7 +93,7 @@ def export(
         module.export(format, outgoing_of(model, place, chosen), part)
         checked = None
         if verify:
-            written = Written(**module.reading(format, part, model.path), quant=chosen)
+            written = Written(**module.reading(format, part, str(resolve(model.path))), quant=chosen)
             checked = compare(model, written, place=place, refuse=not force)
             outgoing.add_record(part, json.dumps({k: _short(v) for k, v in checked.as_dict().items()}))
         size = sum(p.stat().st_size for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file())
