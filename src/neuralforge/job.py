@@ -114,7 +114,9 @@ class Job:
         params = self.session.params
         if self.peft_config is None:
             for name in params:
-                params[name][...] = self.model.weights[name].float32()
+                stored = self.model.weights[name]
+                params[name][...] = stored.float32()
+                stored.forget()
         else:
             first = lora.new_params(self.model.config, self.peft_config, seed=self.args.seed)
             for name in params:
