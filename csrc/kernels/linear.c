@@ -208,14 +208,14 @@ void nf_linear_prepare_transposed(const nf_linear *l, const nf_operand *dy, int6
 }
 
 void nf_linear_gradient_tile(const nf_linear *l, float *d_w, int64_t ldw, const nf_operand *dy, const nf_operand *x,
-                             int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, void *scratch) {
+                             int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, int add, void *scratch) {
     if (!l->narrow) {
-        nf_matmul(1, 0, o1 - o0, i1 - i0, rows, 1.0f, dy->x + o0, dy->ld, x->x + i0, x->ld, 1.0f, d_w, ldw);
+        nf_matmul(1, 0, o1 - o0, i1 - i0, rows, 1.0f, dy->x + o0, dy->ld, x->x + i0, x->ld, (float)add, d_w, ldw);
         return;
     }
     nf_linear inputs = nf_linear_of_operand(l, x, rows);
     nf_operand transposed = {.ld = rows, .width = rows, .prepared = dy->prepared, .scale = dy->scale};
-    nf_addend so_far = {.start = d_w, .ld = ldw};
+    nf_addend so_far = {.start = add ? d_w : NULL, .ld = ldw, .past = !add};
     nf_linear_tile_input(&inputs, d_w, ldw, &transposed, o0, o1 - o0, 0, i0, i1, &so_far, scratch);
 }
 

@@ -165,6 +165,7 @@ typedef struct tile {
     const float *w_scale; /* int8: of the columns, or NULL for 1 */
     const __m512i *panel;
     int64_t cols;
+    int past;      /* whole lines are written past the caches */
     nf_addend add; /* its pointers at the tile's first column; v as (r, COLUMNS) */
     source next;
 } tile;
@@ -230,7 +231,11 @@ NF_INLINE void put_rows(const tile *t, int64_t row, const int rows, __m512 sums[
             __m512 value = _mm512_add_ps(sums[r][half], bias);
             if (add->start)
                 value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some[half], add->start + (row + r) * add->ld + 16 * half));
-            _mm512_mask_storeu_ps(t->y + (row + r) * t->ldy + 16 * half, some[half], value);
+            float *y = t->y + (row + r) * t->ldy + 16 * half;
+            if (t->past)
+                _mm512_stream_ps(y, value);
+            else
+                _mm512_mask_storeu_ps(y, some[half], value);
         }
     }
 }
@@ -246,7 +251,7 @@ NF_INLINE void multiply_rows(const tile *t, int64_t row, const int rows, const i
     __m512i sums[ROWS][2];
     __m512 values[ROWS][2];
     const char *a[ROWS];
-    fetch(t, row, rows);
+    if (!t->past) fetch(t, row, rows);
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
         sums[r][0] = offset[0], sums[r][1] = offset[1];
@@ -435,6 +440,7 @@ NF_TARGET void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, cons
     for (int64_t i = i0; i < i1; i += COLUMNS) {
         const char *w = (const char *)n->w + o0 * apart + i * size;
         t.y = dx + (i - i0), t.cols = min64(COLUMNS, i1 - i);
+        t.past = add->past && width <= block && t.cols == COLUMNS && (uintptr_t)t.y % LINE == 0 && lddx % 16 == 0;
         t.add = addend_at(add, i - i0, t.cols, behind_panel(scratch, width));
         for (int64_t k = 0; k < width; k += block) {
             int64_t part = min64(block, width - k), last = k + block >= width;
@@ -450,6 +456,7 @@ NF_TARGET void nf_narrow_input(const nf_narrow *n, float *dx, int64_t lddx, cons
             t.add = (nf_addend){.start = t.y, .ld = lddx};
         }
     }
+    if (add->past) _mm_sfence();
 }
 #else /* other processors: linear.c widens such weights instead of coming here */
 

@@ -57,6 +57,7 @@ _PACKED = BLOCKS | {
     "Q5_1": lib.NF_BLOCK_Q5_1,
     "Q5_K": lib.NF_BLOCK_Q5_K,
 }
+GRADIENTS = {"none": lib.NF_GRADIENTS_NONE, "add": lib.NF_GRADIENTS_ADD, "write": lib.NF_GRADIENTS_WRITE}
 CACHES = {"f32": lib.NF_CACHE_F32, "f16": lib.NF_CACHE_F16, "int8": lib.NF_CACHE_INT8}
 _default_threads = [0]  # see set_num_threads
 _ERRORS: dict[int, type[NeuralForgeError]] = {lib.NF_ERR_MEMORY: WontFitError}
@@ -129,9 +130,14 @@ def adamw(
     step: int,
     grad_scale: float,
     threads: int,
+    rounded: npt.NDArray[np.uint16] | None = None,
 ) -> None:
-    """One AdamW step in place on flat float32 arrays (Loshchilov & Hutter 2019); `step` counts from 1."""
-    arrays = (_floats(param), _floats(grad), _floats(m), _floats(v))
+    """One AdamW step in place on flat float32 arrays (Loshchilov & Hutter 2019); `step` counts from 1.
+
+    `rounded` takes the new values as bf16.
+    """
+    bits = ffi.NULL if rounded is None else ffi.cast("uint16_t *", rounded.ctypes.data)
+    arrays = (_floats(param), bits, _floats(grad), _floats(m), _floats(v))
     rates = (lr, beta1, beta2, eps, weight_decay, grad_scale)
     _check(lib.nf_adamw(*arrays, param.size, step, *rates, threads))
 
@@ -297,11 +303,11 @@ class Engine:
     def reserve(self, mode: str, max_tokens: int, *, recompute: bool = False) -> None:
         _check(lib.nf_engine_reserve(self.handle, MODES[mode], max_tokens, recompute))
 
-    def step(self, tokens: I32, targets: I32, positions: I32, bounds: I32, *, backward: bool, seed: int) -> tuple[float, int]:
-        """(sum of losses, trained tokens) of one micro-step."""
+    def step(self, tokens: I32, targets: I32, positions: I32, bounds: I32, *, gradients: str, seed: int) -> tuple[float, int]:
+        """(sum of losses, trained tokens) of one micro-step; its gradients: "none", "add" or "write"."""
         loss, counted = ffi.new("double *"), ffi.new("int64_t *")
         stream: Sequence[Any] = (_ints(tokens), _ints(targets), _ints(positions), tokens.size, _ints(bounds), bounds.size - 1)
-        _check(lib.nf_engine_step(self.handle, *stream, backward, seed & (2**64 - 1), loss, counted))
+        _check(lib.nf_engine_step(self.handle, *stream, GRADIENTS[gradients], seed & (2**64 - 1), loss, counted))
         return float(loss[0]), int(counted[0])
 
     def logits(self, cache: Cache, tokens: I32, *, last_only: bool) -> F32:

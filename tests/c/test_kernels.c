@@ -256,7 +256,7 @@ static void entropy_shape(nf_isa isa, int64_t n, int64_t D, int64_t V, int head_
     nf_linear head = nf_linear_of(NF_LINEAR_F32, V, D, w, NULL);
     double *fx = differences(entropy_value, &c, c.x, n * D), expected = entropy_value(&c);
     for (int trained = 0; trained < 2; trained++) {
-        nf_cross_entropy(pool, kernels, &head, x, targets, n, losses, d_x, trained ? d_w : NULL, scratch);
+        nf_cross_entropy(pool, kernels, &head, x, targets, n, losses, d_x, trained ? d_w : NULL, 1, scratch);
         float total = 0.0f;
         for (int64_t i = 0; i < n; i++) total += losses[i];
         check_close(named("cross-entropy", isa), &total, &expected, 1, LIMIT);
@@ -446,8 +446,9 @@ static void test_adamw(void) {
     enum { N = 1000, STEPS = 5 };
     float *p = new_floats(N, 20), *g = new_floats(N, 21), *m = new_floats(N, 0), *v = new_floats(N, 0);
     double *dp = to_double(p, N), dm[N] = {0}, dv[N] = {0}, squares = 0.0;
+    uint16_t bits[N], rounded[N];
     for (int t = 1; t <= STEPS; t++) {
-        check(nf_adamw(p, g, m, v, N, t, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_OK, "adamw runs");
+        check(nf_adamw(p, bits, g, m, v, N, t, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_OK, "adamw runs");
         for (int i = 0; i < N; i++) {
             double grad = 0.5 * (double)g[i];
             dm[i] = 0.9 * dm[i] + 0.1 * grad;
@@ -457,7 +458,9 @@ static void test_adamw(void) {
         }
     }
     check_close("adamw after five steps", p, dp, N, LIMIT);
-    check(nf_adamw(p, g, m, v, N, 0, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_ERR_ARGUMENT, "adamw refuses step 0");
+    nf_to_bf16(rounded, p, N);
+    check(memcmp(bits, rounded, sizeof bits) == 0, "adamw rounds what it has made");
+    check(nf_adamw(p, NULL, g, m, v, N, 0, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_ERR_ARGUMENT, "adamw refuses step 0");
     double expected = 0.0;
     for (int i = 0; i < N; i++) expected += (double)g[i] * (double)g[i];
     for (int threads = 1; threads < 3; threads++) {
