@@ -65,9 +65,9 @@ class _Opened:
     held_out: Dataset | None
 
 
-def _open(values: cli_options.Values) -> _Opened:
-    """Check the settings, then open the model, then read the data."""
-    from .model import Model
+def _open(values: cli_options.Values, *, planning: bool = False) -> _Opened:
+    """Check the settings, then open the model, then read the data; a plan needs no files of a model of the catalogue."""
+    from .model import Model, not_here, without_weights
     from .quickstart import LORA
 
     args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
@@ -75,7 +75,8 @@ def _open(values: cli_options.Values) -> _Opened:
         if name not in values:
             raise ConfigError(f"--{name} is missing", hint=f"give --{name} PATH; neuralforge demo needs no model and no data")
     machine = {name: values[name] for name in ("tokenizer", "backend", "dtype", "threads") if name in values}
-    model = Model.from_pretrained(values["model"], **machine)
+    entry = not_here(values["model"]) if planning else None
+    model = without_weights(entry, **machine) if entry else Model.from_pretrained(values["model"], **machine)
     if "max_length" not in values:
         args = dataclasses.replace(args, max_length=max(2, min(args.max_length, model.config.max_position_embeddings)))
     if "on_overflow" not in values and Path(values["data"]).suffix == ".bin":
@@ -183,11 +184,14 @@ def _tell_results(run: Run, values: cli_options.Values) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from .model import not_here
     from .plan import plan
 
     values = cli_options.given(options)
-    job = _open(values)
+    job = _open(values, planning=True)
     made = plan(job.model, job.args, peft_config=job.lora, train_dataset=job.train, eval_dataset=job.held_out)
+    if "tokenizer" not in values and not_here(values["model"]):
+        made = dataclasses.replace(made, tokens_estimated=True)
     console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
     if made.fits:
         return 0

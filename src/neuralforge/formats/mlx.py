@@ -18,7 +18,7 @@ from ..errors import AdapterError, AdapterMismatchError
 from ..files import make_folder, read_json, write_atomic
 from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
 from ..models.fields import Fields
-from ..weights import STORED, F32Array
+from ..weights import STORED, F32Array, Tensor
 from . import from_half, safetensors, to_half
 from .outgoing import Outgoing
 from .peft import Adapter
@@ -66,6 +66,22 @@ def reading(name: str, path: Path, base: str) -> dict[str, Any]:
 def matches_adapter(path: Path) -> bool:
     """Whether this is a folder with mlx-lm's file of adapters."""
     return (path / _WEIGHTS).is_file()
+
+
+def inspect_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """See `adapters`."""
+    entries = Fields(read_json(path / _CONFIG, error=AdapterError), str(path / _CONFIG), AdapterError)
+    tensors, _ = safetensors.read(path / _WEIGHTS, error=AdapterError)
+    parameters = entries.inner("lora_parameters")
+    r = parameters.whole("rank", most=4096)
+    values = {
+        "r": r,
+        "lora_alpha": parameters.number("scale") * r,
+        "target_modules": list(dict.fromkeys(name.split(".")[-2] for name in tensors if name.count(".") > 1)),
+        "use_rslora": False,
+        "base_model_name_or_path": entries.text("model", ""),
+    }
+    return values, tensors
 
 
 def load_adapter(path: Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
