@@ -107,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         asked = None if fault in ("whole", "whole cut", "gzip") else asked
         begin, end = (int(asked[1]), int(asked[2]) + 1) if asked else (0, len(body))
+        begin = 1 if fault == "other range" else begin
         status, headers, part = 200, {"Content-Type": "application/octet-stream"}, body[begin:end]
         if asked:
             status, headers["Content-Range"] = 206, f"bytes {begin}-{end - 1}/{len(body)}"
@@ -129,8 +130,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(206, gzip.compress(part), {"Content-Range": f"bytes 0-{size - 1}/{size}", "Content-Encoding": "gzip"})
         elif fault == "brotli":
             self._answer(200, part, headers | {"Content-Encoding": "br"})
-        elif fault == "other range":
-            self._answer(206, part, {"Content-Range": f"bytes 1-{size - 1}/{size}"})
         elif fault == "other size":
             self._answer(206, part, {"Content-Range": f"bytes 0-{size - 1}/{size + 5}"})
         elif fault == "status":

@@ -87,6 +87,7 @@ def test_the_file_is_right_in_the_end(hub, waits, tmp_path, monkeypatch, faults)
     assert (tmp_path / NAME).read_bytes() == BODY
     assert [p.name for p in tmp_path.iterdir()] == [NAME]
     assert hub.faults[NAME] == [], "a fault was not met"
+    assert len(hub.asked) <= len(faults) + 1, "what came was not used"
 
 
 REFUSED = {
@@ -193,10 +194,18 @@ def test_what_came_of_another_file_is_not_used(hub, waits, tmp_path):
 
 def test_the_repair_ends_when_the_file_is_right(hub, waits, tmp_path):
     """A bad range near the start costs little more than what stands before it."""
-    hub.faults[NAME] = ["corrupt:1500"]
+    hub.faults[NAME] = ["corrupt:1500", "slow:0.001"]
     fetch.fetch(wanted(hub), tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == BODY
-    assert len(hub.ranges(NAME)) == 2
+    assert len(hub.ranges(NAME)) == 2 and hub.sent < len(BODY) + 6000
+
+
+@pytest.mark.parametrize("fault", ["other range", "coded range"])
+def test_another_range_than_the_one_asked_for_is_not_taken(hub, waits, tmp_path, caplog, fault):
+    hub.faults[NAME] = ["cut:2000", fault]
+    fetch.fetch(wanted(hub), tmp_path / NAME)
+    assert "asked for byte 2,000 on, got 'bytes" in caplog.text
+    assert hub.ranges(NAME)[-1] is None, "a server that cannot do ranges is asked for all"
 
 
 @pytest.mark.parametrize("body", [b"", b"x", BODY[:1000], BODY[:1001], BODY[:2000]], ids=len)

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -191,20 +191,22 @@ def _hidden(folder: Path) -> Iterator[Path]:
     import fcntl
 
     make_folder(folder.parent)
-    part = folder.with_name(f".{folder.name}.part")
-    if read_manifest(folder) and not part.exists():
-        folder.rename(part)  # it is damaged: it must not look whole any longer
-    make_folder(part)
+    part = make_folder(folder.with_name(f".{folder.name}.part"))
     handle = os.open(part, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(f"{folder}: another download is at work there", hint="wait for it to end") from None
-        yield part
-        if folder.is_dir() and read_manifest(folder):
-            shutil.rmtree(folder)
-        elif folder.is_dir():
+        if read_manifest(folder):
+            _take_back(folder, part)
+        try:
+            yield part
+        except BaseException:
+            with suppress(OSError):
+                part.rmdir()  # where nothing came
+            raise
+        if folder.is_dir():
             folder.rmdir()
         part.rename(folder)
         fsync_dir(folder.parent)
@@ -212,16 +214,25 @@ def _hidden(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
+def _take_back(folder: Path, part: Path) -> None:
+    """Move a download that turned out damaged, and what else lies there, to where it can be completed."""
+    hidden = folder.with_name(f".{folder.name}.damaged")
+    folder.rename(hidden)  # from here on it does not look whole
+    for path in hidden.iterdir():
+        path.replace(part / path.name)
+    hidden.rmdir()
+
+
 def _begin(part: Path, name: str, entry: Entry | None, origin: Source) -> list[File]:
-    """The files to fetch: those of the attempt that was interrupted, or those that the source has now; all else goes away."""
+    """The files to fetch: those of the attempt that was interrupted, or those that the source has now."""
     repo = entry.repo if entry else name
     files = read_manifest(part)
     if not files or repo.lower() not in {f.repo.lower() for f in files}:
         files = _listed(repo, entry, origin)
         _write_manifest(part, files)
-    keep = {MANIFEST, *(f.name + end for f in files for end in ("", ".part", ".part.log"))}
-    for stray in [p for p in part.iterdir() if p.name not in keep]:
-        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    coming = {f.name + end for f in files for end in (".part", ".part.log")}
+    for stray in [p for end in ("part", "part.log") for p in part.glob(f"*.{end}") if p.name not in coming]:
+        stray.unlink()
     return files
 
 

@@ -14,13 +14,13 @@ from urllib.parse import quote
 from . import network
 from .errors import ModelError, NetworkError, OutputError
 from .fetch import Wanted, digest_of, fetch, is_right
-from .files import read_json
+from .files import flush_to_disk, read_json
 
 HUB = "https://huggingface.co"
 MANIFEST = "download.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*", re.ASCII)
-_REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
@@ -96,7 +96,7 @@ class Folder:
         """
         for place in self._places(repo):
             names = sorted(p.name for p in place.iterdir() if p.is_file()) if place.is_dir() else []
-            if chosen := [n for n in names if n != MANIFEST and wanted(n)]:
+            if chosen := [n for n in names if wanted(n)]:
                 known = {f.name: f for f in read_manifest(place)}
                 return [known.get(n) or _own(place / n, repo) for n in chosen]
         raise ModelError(f"{self.path}: {repo} is not in this folder", hint="put it there as owner/name or name")
@@ -120,6 +120,8 @@ class Folder:
         if not is_right(part, Wanted(str(source), file.bytes, file.digest)):
             part.unlink()
             raise ModelError(f"{source}: is not {file.digest} with {file.bytes:,} bytes", hint="the file there is damaged")
+        with part.open("r+b") as f:
+            flush_to_disk(f)
         part.replace(place)
         progress(file.bytes)
 
@@ -142,7 +144,7 @@ def in_model_folder(name: str) -> bool:
         return name.startswith("model")
     if name.endswith(".index.json"):
         return name == INDEX
-    return name.endswith(_BESIDE) or name.upper().startswith(_LICENCES)
+    return name != MANIFEST and (name.endswith(_BESIDE) or name.upper().startswith(_LICENCES))
 
 
 def complete(files: Sequence[File], where: str) -> list[File]:

@@ -105,14 +105,18 @@ def _check_may_carry_token(request: urllib.request.Request) -> None:
 def _opener() -> urllib.request.OpenerDirector:
     """Only http and https; urllib's usual set would also open files and FTP."""
     import urllib.request as u
+    from urllib.parse import urlsplit
 
     class Redirects(u.HTTPRedirectHandler):
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
             new = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
-            if new is not None and req.type == "https" and new.type != "https":
-                raise NetworkError(f"{req.full_url}: leads to {new.type} without encryption", hint="use another source")
+            if new is None:
+                return None
+            here, there = urlsplit(req.full_url), urlsplit(new.full_url)  # req.host may be that of a proxy
+            if here.scheme == "https" != there.scheme:
+                raise NetworkError(f"{req.full_url}: leads to {newurl} without encryption", hint="use another source")
             token = req.unredirected_hdrs.get("Authorization")
-            if new is not None and token and (new.type, new.host) == (req.type, req.host):
+            if token and here[:2] == there[:2]:
                 new.add_unredirected_header("Authorization", token)
             return new
 
@@ -129,7 +133,8 @@ def _refusal(error: Any, url: str) -> NetworkError:
     """What an answer with an error status means."""
     what = f"{url}: the server answers {error.code} {error.reason or ''}".rstrip()
     if error.code in (401, 403):
-        return NetworkError(what, hint="accept the licence on the model's page, and set HF_TOKEN to your access token")
+        hint = "check its name; where a licence is to be accepted, do so on its page and set HF_TOKEN to your access token"
+        return NetworkError(what, hint=hint)
     if error.code in (404, 410):
         return NetworkError(what, hint="check the name of the model and the source")
     if error.code in _TEMPORARY:
