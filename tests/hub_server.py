@@ -142,8 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.stop.wait(5)
         elif fault == "slow":
             self._slowly(status, part, headers, float(value))
-        elif fault == "to":
-            self._answer(302, b"", {"Location": value.replace("{path}", self.path)})
+        elif fault in ("to", "moved"):
+            self._answer(302 if fault == "to" else 308, b"", {"Location": value.replace("{path}", self.path)})
         else:
             self._answer(status, part, headers)
 

@@ -76,6 +76,7 @@ HEALED = {
     "corrupted and cut at once": ["cut:5000", "corrupt:7000"],
     "slow": ["slow:0.0001"],
     "leads elsewhere": ["to:{path}?again", "to:{path}?and-again"],
+    "has moved for good": ["moved:{path}?again", "cut:2000", "moved:{path}?again"],
 }
 
 

@@ -48,7 +48,7 @@ def model(tiny_llama: Callable[..., Path]) -> dict[str, bytes]:
 @pytest.fixture
 def server(loopback: None, model: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with that model, in an empty current folder, with the network allowed and pauses that take no time."""
-    for name in (*(n + "_proxy" for n in ("http", "HTTP", "all", "ALL")), hub.TOKEN, hub.ENDPOINT):
+    for name in (*(n + "_proxy" for n in ("http", "HTTP", "all", "ALL")), hub_files.TOKEN, hub_files.ENDPOINT):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(network, "_allowed", [True])
     monkeypatch.setattr(network, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
@@ -258,9 +258,9 @@ def gated(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The model is one of the catalogue whose owner wants a token."""
     entry = replace(catalogue.find("llama-3.2-1b"), repo=REPO)
     monkeypatch.setattr(catalogue, "find", lambda name: entry if name == entry.name else None)
-    monkeypatch.setattr(hub, "HUB", server.address)
+    monkeypatch.setattr(hub_files, "HUB", server.address)
     monkeypatch.setattr(hub, "_compare", lambda entry, path: None)
-    monkeypatch.setattr(hub, "find_token", lambda: "")
+    monkeypatch.setattr(hub_files, "find_token", lambda: "")
     server.secret = "s3cret"
     return server
 
@@ -278,24 +278,24 @@ def test_a_gated_model_with_a_wrong_token(gated):
 
 @pytest.mark.parametrize("where", ["argument", "environment", "keyring"])
 def test_where_the_token_comes_from(gated, monkeypatch, where):
-    monkeypatch.setattr(hub, "find_token", _find_token)
+    monkeypatch.setattr(hub_files, "find_token", _find_token)
     if where == "environment":
-        monkeypatch.setenv(hub.TOKEN, "s3cret\n")
+        monkeypatch.setenv(hub_files.TOKEN, "s3cret\n")
     elif where == "keyring":
         keyring = pytest.importorskip("keyring", reason="keyring is in the extra `hub`")
         monkeypatch.setattr(
-            keyring, "get_password", lambda service, account: "s3cret" if (service, account) == hub.KEYRING else None
+            keyring, "get_password", lambda service, account: "s3cret" if (service, account) == hub_files.KEYRING else None
         )
     assert get(gated, name="llama-3.2-1b", token="s3cret" if where == "argument" else None).path.exists()
     assert {headers.get("Authorization") for _, headers in gated.asked} == {"Bearer s3cret"}
 
 
-_find_token = hub.find_token
+_find_token = hub_files.find_token
 
 
 def test_the_users_token_goes_to_the_hub_only(gated, monkeypatch):
-    monkeypatch.setattr(hub, "find_token", lambda: "s3cret")
-    monkeypatch.setattr(hub, "HUB", "https://hub.example")
+    monkeypatch.setattr(hub_files, "find_token", lambda: "s3cret")
+    monkeypatch.setattr(hub_files, "HUB", "https://hub.example")
     with pytest.raises(NetworkError, match="token"):
         get(gated, name="llama-3.2-1b")  # the address is a mirror now
     gated.secret = ""
@@ -306,7 +306,7 @@ def test_the_users_token_goes_to_the_hub_only(gated, monkeypatch):
 def test_a_model_that_is_free_gets_no_token(gated, monkeypatch):
     entry = replace(catalogue.find("llama-3.2-1b"), name="free", gated=False)
     monkeypatch.setattr(catalogue, "find", lambda name: entry)
-    monkeypatch.setattr(hub, "find_token", lambda: "s3cret")
+    monkeypatch.setattr(hub_files, "find_token", lambda: "s3cret")
     gated.secret = ""
     get(gated, name="free")
     assert {headers.get("Authorization") for _, headers in gated.asked} == {None}
@@ -314,13 +314,13 @@ def test_a_model_that_is_free_gets_no_token(gated, monkeypatch):
 
 def test_a_keyring_that_is_locked_is_none(monkeypatch):
     keyring = pytest.importorskip("keyring", reason="keyring is in the extra `hub`")
-    monkeypatch.delenv(hub.TOKEN, raising=False)
+    monkeypatch.delenv(hub_files.TOKEN, raising=False)
 
     def locked(service: str, account: str) -> str:
         raise keyring.errors.KeyringLocked("locked")
 
     monkeypatch.setattr(keyring, "get_password", locked)
-    assert hub.find_token() == ""
+    assert hub_files.find_token() == ""
 
 
 @pytest.fixture

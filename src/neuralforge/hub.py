@@ -16,18 +16,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from . import catalogue, formats, network
+from . import catalogue, formats
 from .catalogue import Entry
 from .errors import ConfigError, ModelError, NetworkError, NeuralForgeError, OutputError, WontFitError
 from .fetch import Wanted, digest_of, is_right
 from .files import fsync_dir, make_folder, output_error, read_json, write_atomic
-from .hub_files import HUB, MANIFEST, File, Folder, Hub, Source, complete, in_model_folder, is_repository, read_manifest
+from .hub_files import MANIFEST, File, Source, complete, in_model_folder, is_repository, open_source, read_manifest
 from .models import family
 
 logger = logging.getLogger("neuralforge")
-
-ENDPOINT, TOKEN = "HF_ENDPOINT", "HF_TOKEN"  # names in the environment, as the hub's own programs have them
-KEYRING = ("neuralforge", "huggingface")  # service and account
 
 
 @dataclass(frozen=True)
@@ -125,45 +122,6 @@ def download(
     if entry:
         _compare(entry, path)
     return Downloaded(short, path, folder, total, fetched)
-
-
-def open_source(entry: Entry | None, source: str | Path | None, token: str | None) -> Source:
-    """Where to get a model from; `entry` is None for one outside the catalogue.
-
-    Raises:
-        ConfigError: `source` is neither an address nor a folder.
-        OfflineError: the network is not allowed.
-        NetworkError: the model needs a token, and there is none.
-    """
-    place = str(source or os.environ.get(ENDPOINT) or HUB).rstrip("/")
-    if not place.startswith(("http://", "https://")):
-        if not Path(place).is_dir():
-            raise ConfigError(f"source={place!r}: no such folder", hint="give a folder, or an address with https://")
-        return Folder(Path(place))
-    network.require(f"{place}: a download")
-    if entry is not None and not entry.gated:
-        return Hub(place)
-    found = token or (find_token() if place == HUB else "")
-    if entry is not None and not found:
-        hint = f"accept it at {HUB}/{entry.repo}, then set {TOKEN} (or the keyring's {'/'.join(KEYRING)}) to your access token"
-        raise NetworkError(f"{entry.name}: its owner wants the licence accepted, which a token shows; there is none", hint=hint)
-    return Hub(place, found)
-
-
-def find_token() -> str:
-    """The access token of the environment or, where keyring is installed, of the keyring; empty where neither has one."""
-    if os.environ.get(TOKEN):
-        return os.environ[TOKEN].strip()
-    try:
-        import keyring
-        from keyring.errors import KeyringError
-    except ImportError:
-        return ""
-    try:
-        return keyring.get_password(*KEYRING) or ""
-    except KeyringError as e:
-        logger.warning("the keyring cannot be read: %s", e)
-        return ""
 
 
 def _whole(folder: Path, repo: str) -> list[File]:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a model has: asked of the hub or a mirror of it, or looked up in a folder."""
+"""Where a model comes from: the hub, a mirror of it or a folder, with which token, and which of its files are wanted."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +14,16 @@ from typing import Any
 from urllib.parse import quote
 
 from . import network
-from .errors import ModelError, NetworkError, OutputError
+from .catalogue import Entry
+from .errors import ConfigError, ModelError, NetworkError, OutputError
 from .fetch import Wanted, digest_of, fetch, is_right
 from .files import flush_to_disk, read_json
 
+logger = logging.getLogger("neuralforge")
+
 HUB = "https://huggingface.co"
+ENDPOINT, TOKEN = "HF_ENDPOINT", "HF_TOKEN"  # names in the environment, as the hub's own programs have them
+KEYRING = ("neuralforge", "huggingface")  # service and account
 MANIFEST = "download.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*", re.ASCII)
@@ -131,6 +138,45 @@ def _own(path: Path, repo: str) -> File:
 
 
 Source = Hub | Folder
+
+
+def open_source(entry: Entry | None, source: str | Path | None, token: str | None) -> Source:
+    """Where to get a model from; `entry` is None for one outside the catalogue.
+
+    Raises:
+        ConfigError: `source` is neither an address nor a folder.
+        OfflineError: the network is not allowed.
+        NetworkError: the model needs a token, and there is none.
+    """
+    place = str(source or os.environ.get(ENDPOINT) or HUB).rstrip("/")
+    if not place.startswith(("http://", "https://")):
+        if not Path(place).is_dir():
+            raise ConfigError(f"source={place!r}: no such folder", hint="give a folder, or an address with https://")
+        return Folder(Path(place))
+    network.require(f"{place}: a download")
+    if entry is not None and not entry.gated:
+        return Hub(place)
+    found = token or (find_token() if place == HUB else "")
+    if entry is not None and not found:
+        hint = f"accept it at {HUB}/{entry.repo}, then set {TOKEN} (or the keyring's {'/'.join(KEYRING)}) to your access token"
+        raise NetworkError(f"{entry.name}: its owner wants the licence accepted, which a token shows; there is none", hint=hint)
+    return Hub(place, found)
+
+
+def find_token() -> str:
+    """The access token of the environment or, where keyring is installed, of the keyring; empty where neither has one."""
+    if os.environ.get(TOKEN):
+        return os.environ[TOKEN].strip()
+    try:
+        import keyring
+        from keyring.errors import KeyringError
+    except ImportError:
+        return ""
+    try:
+        return keyring.get_password(*KEYRING) or ""
+    except KeyringError as e:
+        logger.warning("the keyring cannot be read: %s", e)
+        return ""
 
 
 def is_repository(name: str) -> bool:
