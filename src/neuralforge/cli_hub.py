@@ -65,11 +65,9 @@ def _models(options: argparse.Namespace) -> int:
         return 0
     rows = [("name", "weights", "file", *DTYPES, "licence"), *(_row(entry) for entry in entries())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *numbers, last = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        console.out("  ".join([first, *numbers, last.strip()]))
+    for name, *numbers, licence in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
+        console.out("  ".join([name.ljust(widths[0]), *cells, licence]))
     console.out("\nGB of the file, and of memory for LoRA in each arithmetic: batches of one text of 1024 tokens, gradient")
     console.out("checkpointing. neuralforge plan --model NAME says it for your data; neuralforge info NAME has all facts.")
     return 0

@@ -84,6 +84,7 @@ def download(
         progress: called with each step.
 
     Raises:
+        ConfigError: `source` is none, or `output` holds something else.
         OfflineError: the network is not allowed, see `allow_network`.
         NetworkError: the source has not got it, does not answer, or sends something else.
         ModelError: there is no such model, or it is of a kind that is not read.
