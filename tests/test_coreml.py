@@ -21,6 +21,7 @@ from test_export import adapted, family
 
 import neuralforge as nf
 from neuralforge import formats, verify
+from neuralforge.cli import main
 from neuralforge.errors import ExportError, ModelError
 from neuralforge.formats import coreml, coreml_program, coreml_weights, mlprogram
 from neuralforge.formats.coreml_weights import QUANTS
@@ -192,6 +193,15 @@ def test_an_interrupted_export_leaves_nothing(
 def test_nothing_is_printed(tmp_path: Path, tiny_llama: Callable[..., Path], capfd: Any) -> None:
     nf.export(open_model(tiny_llama()), tmp_path / "out.mlpackage", format="coreml", verify=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_info_of_a_package(stories: dict[str, nf.Exported], capfd: Any) -> None:
+    place = str(stories["int4"].path)
+    assert main(["info", place, "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["key"] == "package" and told["value"]["functions"] == ["main", "prompt"]
+    assert (told["value"]["quant"], told["value"]["bytes"]) == ("int4", stories["int4"].bytes)
+    assert told["value"]["states"] == [f"{name}_cache FLOAT16 [5, 4, 512, 8]" for name in ("key", "value")]
 
 
 def test_a_package_is_no_base_model(tmp_path: Path, stories: dict[str, nf.Exported]) -> None:

@@ -59,7 +59,7 @@ def _shown(value: object) -> str:
 
 
 def describe(path: Path) -> tuple[str, Facts]:
-    """What lies at a path: ("model", "adapter", "run" or "checkpoint", its facts).
+    """What lies at a path: ("model", "adapter", "run", "checkpoint" or "package", its facts).
 
     Raises:
         NeuralForgeError: nothing is there, or it is damaged.
@@ -70,6 +70,8 @@ def describe(path: Path) -> tuple[str, Facts]:
         return "checkpoint", _checkpoint(path)
     if (path / "events.jsonl").exists():
         return "run", _run(path)
+    if (path / "Manifest.json").exists():
+        return "package", _package(path)
     return "model", _model(path)
 
 
@@ -116,6 +118,22 @@ def _adapter(path: Path) -> Facts:
         **{name: config.get(name) for name in wanted},
         "params": sum(t.size for t in tensors.values()),
         **_stored(tensors),
+    }
+
+
+def _package(path: Path) -> Facts:
+    """A Core ML package whose program and weights have been read."""
+    from .formats import mlprogram
+
+    program = mlprogram.load(path)
+    told = {k.removeprefix("neuralforge."): v for k, v in program.metadata.items() if k.startswith("neuralforge.")}
+    files = [p for p in path.rglob("*") if p.is_file()]
+    return {
+        "path": str(path),
+        **{k: v for k, v in told.items() if k not in ("chat_template", "tokenizer")},
+        "functions": sorted(program.functions),
+        "states": [f"{n} {k.dtype} {list(k.shape)}" for n, k in program.functions["main"].states.items()],
+        "bytes": sum(p.stat().st_size for p in files),
     }
 
 

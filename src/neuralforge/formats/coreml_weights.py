@@ -23,7 +23,7 @@ _GROUP = 16  # rows that share a table
 _TABLE = 64  # values of a table: 6 bits a weight
 _ROUNDS = 12  # of Lloyd's algorithm; what it gains after these is below 1 % of the error
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of the scale of an int4 block, tried for the least squared error
-_AT_ONCE = 1 << 22  # values that are worked on at a time
+_AT_ONCE = 1 << 16  # values that are worked on at a time, so that they stay in the cache
 
 Array = npt.NDArray[Any]
 

@@ -361,14 +361,10 @@ class _Reader:
             return np.asarray(data.view(kind.numpy).reshape(kind.shape))
         if data.size != -(-count * bits // 8):
             raise self.error(f"{where} has {data.size} bytes for {count} values of {kind.dtype}")
-        values = np.empty(count, np.uint8)
-        for i in range(0, count, _AT_ONCE):
-            some = min(_AT_ONCE, count - i)
-            spread = np.unpackbits(data[i * bits // 8 : -(-(i + some) * bits // 8)], bitorder="little")
-            values[i : i + some] = np.packbits(spread[: some * bits].reshape(some, bits), axis=1, bitorder="little")[:, 0]
+        values = _spread(data, bits, count).reshape(kind.shape)
         if kind.dtype == "INT4":
-            return np.asarray((values ^ 8).view(np.int8) - np.int8(8)).reshape(kind.shape)
-        return values.reshape(kind.shape)
+            return np.asarray((values ^ 8).view(np.int8) - np.int8(8))
+        return values
 
     def fits(self, values: Array, kind: Type, where: str) -> Array:
         if values.size != math.prod(kind.shape):
@@ -377,6 +373,19 @@ class _Reader:
 
     def error(self, what: str) -> ModelError:
         return ModelError(f"{self.model}: {what}", hint=_DAMAGED)
+
+
+def _spread(data: Array, bits: int, count: int) -> Array:
+    """`count` values of a few bits each, low bits first, as a byte each."""
+    if bits == 4:
+        return np.stack([data & 15, data >> 4], axis=-1).reshape(-1)[:count]
+    values = np.empty(count, np.uint8)
+    for i in range(0, count, _AT_ONCE):
+        some = min(_AT_ONCE, count - i)
+        packed = data[i * bits // 8 : -(-(i + some) * bits // 8)]
+        spread = np.unpackbits(packed, bitorder="little")[: some * bits].reshape(some, bits)
+        values[i : i + some] = np.packbits(spread, axis=1, bitorder="little")[:, 0]
+    return values
 
 
 def _spent(operations: Sequence[Operation], kept: set[str]) -> tuple[tuple[str, ...], ...]:
