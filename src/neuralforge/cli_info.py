@@ -63,7 +63,7 @@ def _shown(value: object) -> str:
 
 
 def describe(path: Path) -> tuple[str, Facts]:
-    """What lies at a path: ("model", "adapter", "run", "checkpoint", or "catalogue" where it is only a name; its facts).
+    """What lies at a path, or is only a name: ("model", "adapter", "run", "checkpoint", "package" or "catalogue", its facts).
 
     Raises:
         NeuralForgeError: nothing is there, or it is damaged.
@@ -81,6 +81,8 @@ def describe(path: Path) -> tuple[str, Facts]:
         return "checkpoint", _checkpoint(path)
     if (path / "events.jsonl").exists():
         return "run", _run(path)
+    if (path / "Manifest.json").exists():
+        return "package", _package(path)
     return "model", _model(path)
 
 
@@ -113,6 +115,22 @@ def _model(path: Path) -> Facts:
 
 def _stored(tensors: Mapping[str, Tensor]) -> Facts:
     return {"dtypes": sorted({t.dtype for t in tensors.values()}), "bytes": sum(t.data.nbytes for t in tensors.values())}
+
+
+def _package(path: Path) -> Facts:
+    """A Core ML package whose program and weights have been read."""
+    from .formats import mlprogram
+
+    program = mlprogram.load(path)
+    told = {k.removeprefix("neuralforge."): v for k, v in program.metadata.items() if k.startswith("neuralforge.")}
+    files = [p for p in path.rglob("*") if p.is_file()]
+    return {
+        "path": str(path),
+        **{k: v for k, v in told.items() if k not in ("chat_template", "tokenizer")},
+        "functions": sorted(program.functions),
+        "states": [f"{n} {k.dtype} {list(k.shape)}" for n, k in program.functions["main"].states.items()],
+        "bytes": sum(p.stat().st_size for p in files),
+    }
 
 
 def _checkpoint(path: Path) -> Facts:

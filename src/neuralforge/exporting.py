@@ -95,7 +95,8 @@ def export(
         if verify:
             written = Written(**module.reading(format, part, str(resolve(model.path))), quant=chosen)
             checked = compare(model, written, place=place, refuse=not force)
-            outgoing.add_record(part, json.dumps({k: _short(v) for k, v in checked.as_dict().items()}))
+            add_record = getattr(module, "add_record", outgoing.add_record)
+            add_record(part, json.dumps({k: _short(v) for k, v in checked.as_dict().items()}))
         size = sum(p.stat().st_size for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file())
     return Exported(place, format, chosen, size, time.perf_counter() - begun, checked)
 

@@ -145,7 +145,6 @@ def save_model(
     tensors: Mapping[str, F32Array],
     *,
     dtype: str = "F32",
-    extra_files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a model folder that transformers loads; the same values give the same bytes.
 
@@ -158,7 +157,6 @@ def save_model(
         config: the model.
         tensors: {canonical name: float32 array}, exactly those of the model.
         dtype: "F32", "F16" or "BF16" in the file.
-        extra_files: files to copy beside, by the name they get (tokenizer, chat template).
 
     Raises:
         ConfigError: unknown dtype, or a tensor is missing or unknown.
@@ -172,10 +170,6 @@ def save_model(
         what = "missing" if name in shapes else "not one of this model"
         raise ConfigError(f"{folder}: tensor {name!r} is {what}")
     folder = make_folder(folder)
-    for name, source in (extra_files or {}).items():
-        if name not in ("config.json", _WEIGHTS):
-            write_atomic(folder / name, read_bytes(source))
-
     stored = stored_parts(family(config.model_type).tensors(config))
     sizes = {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in stored.items()}
 
@@ -201,12 +195,19 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write a model folder with the files of the tokenizer and the chat template."""
     folder = make_folder(path)
+    save_words(model, folder)
+    save_model(folder, model.config, model.tensors, dtype=model.quant.upper())
+
+
+def save_words(model: Outgoing, folder: Path) -> None:
+    """Write the files of the tokenizer, what lies beside them in the base model, and the chat template."""
     extra = {n: p for n, p in model.files.items() if n not in ("tokenizer.gguf", "chat_template.json")}
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
         extra = {n: p for n, p in extra.items() if not (folder / n).exists()}
+    for name, source in extra.items():
+        write_atomic(folder / name, read_bytes(source))
     write_atomic(folder / "chat_template.jinja", model.template.encode())
-    save_model(folder, model.config, model.tensors, dtype=model.quant.upper(), extra_files=extra)
 
 
 def reading(name: str, path: Path, base: str) -> dict[str, Any]:
