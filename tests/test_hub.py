@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -427,6 +428,17 @@ def test_without_permission_no_socket_is_opened(tmp_path):
     codes = [line for line in done.stderr.splitlines() if line.isdecimal() or line.endswith("Error")]
     assert codes == ["2", "2", "0", "0", "0", "5", "5", "5", "OfflineError", "ModelError"]
     assert "--online" in done.stderr and "s3cret" not in done.stderr + done.stdout
+
+
+def test_one_module_alone_can_open_sockets():
+    able = {"socket", "ssl", "http", "urllib.request", "ftplib", "smtplib", "asyncio", "socketserver", "requests", "httpx"}
+    found = set()
+    for path in Path(nf.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found |= {path.name for n in names if n in able or n.partition(".")[0] in able}
+    assert found == {"network.py"}
 
 
 def test_permission_lasts(monkeypatch):
