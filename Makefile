@@ -36,7 +36,7 @@ bench: $(VENV)/.bench
 	$(PY) benchmarks/figures.py $(SCRIPTS)
 
 clean:
-	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.*
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.* src/neuralforge/_ane.*
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # --- the virtual environment: one stamp file for what is installed in it
@@ -53,7 +53,7 @@ $(PY):
 	$(PY) -m pip install -q "pip>=21.3"  # older ones cannot install in place
 
 # In place. A change of the C code alone needs no download: it is built with what the environment has.
-$(VENV)/.build: pyproject.toml setup.py build_cpu.py $(C_SOURCES) $(C_HEADERS) | $(PY)
+$(VENV)/.build: pyproject.toml setup.py build_cpu.py build_ane.py csrc/ane_bridge/ane.m $(C_SOURCES) $(C_HEADERS) | $(PY)
 	$(PY) -m pip install -q $(if $(filter pyproject.toml,$?),-e '.[test]',--no-build-isolation --no-deps -e .)
 	@touch $@
 
