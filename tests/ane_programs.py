@@ -121,3 +121,33 @@ def unary(op: str = "relu", shape: Sequence[int] = (1, 4, 1, 32)) -> str:
     """One operation on one input: y = op(x)."""
     body = [f'{tensor("fp16", shape)} y = {op}(x=x)[name=string("y")];']
     return program(function({"x": ("fp16", shape)}, body, ["y"]))
+
+
+CONV = [const("ones", [1, 1]), const("one", 1), const("none", [0, 0, 0, 0]), const("valid", "valid")]
+
+
+def conv(name: str, x: str, w: str, channels: int, width: int) -> list[str]:
+    """A product over channels; CONV has its constants."""
+    fixed = "dilations=ones, groups=one, pad=none, pad_type=valid, strides=ones"
+    return [f'tensor<fp16, [1, {channels}, 1, {width}]> {name} = conv({fixed}, weight={w}, x={x})[name=string("{name}")];']
+
+
+def load(
+    simulator: Simulator, text: str | None = None, blobs: dict[str, bytes] | None = None, *, cache: Path | str | None = None
+) -> Any:
+    """The program `text`, or a small one, through the bridge."""
+    from neuralforge import _core
+
+    device = _core.AneDevice(simulator.path, cache=None if cache is None else str(cache))
+    return _core.AneProgram(device, unary() if text is None else text, blobs or {})
+
+
+def evaluate(loaded: Any, procedure: int = 0, *, timeout: float = 30.0, **inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """{output: values} of one evaluation in surfaces of its own."""
+    from neuralforge import _core
+
+    request = _core.AneRequest(loaded, procedure)
+    for name, values in inputs.items():
+        request.write(name, values)
+    request.run(timeout=timeout)
+    return {port.name: request.read(port.name) for port in loaded.ports(procedure)[1]}

@@ -3,41 +3,22 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import ane_build
 import numpy as np
 import pytest
-from ane_programs import Simulator, blob, const, function, program, unary, weight
+from ane_programs import CONV, blob, conv, evaluate, function, load, program, unary, weight
 
 from neuralforge import _core
 from neuralforge.errors import BackendError
 
 X = np.linspace(-2, 2, 128, dtype=np.float16).reshape(1, 4, 1, 32)
-
-
-def load(simulator: Simulator, text: str | None = None, blobs=None, cache=None) -> _core.AneProgram:
-    device = _core.AneDevice(simulator.path, cache=None if cache is None else str(cache))
-    return _core.AneProgram(device, unary() if text is None else text, blobs or {})
-
-
-def evaluate(loaded: _core.AneProgram, procedure: int = 0, timeout: float = 30.0, **inputs):
-    """{output name: values}"""
-    request = _core.AneRequest(loaded, procedure)
-    for name, values in inputs.items():
-        request.write(name, values)
-    request.run(timeout=timeout)
-    return {port.name: request.read(port.name) for port in loaded.ports(procedure)[1]}
-
-
-def conv(name: str, x: str, w: str, channels: int, width: int) -> list[str]:
-    fixed = "dilations=ones, groups=one, pad=none, pad_type=valid, strides=ones"
-    return [f'tensor<fp16, [1, {channels}, 1, {width}]> {name} = conv({fixed}, weight={w}, x={x})[name=string("{name}")];']
-
-
-CONV = [const("ones", [1, 1]), const("one", 1), const("none", [0, 0, 0, 0]), const("valid", "valid")]
 
 
 def test_a_machine_without_a_neural_engine_says_what_to_use_instead():
@@ -304,3 +285,12 @@ def test_a_request_of_an_unloaded_program_does_not_run(simulator):
 def test_what_the_device_says_of_itself(simulator):
     info = _core.AneDevice(simulator.path).info()
     assert info["architecture"] == "h16g" and info["cores"] == 16 and info["virtual_machine"] == 0 and info["os_build"]
+
+
+def test_a_method_of_another_type_is_refused_before_it_is_called(simulator, tmp_path):
+    """In a process of its own: this one has the classes already."""
+    changed = ane_build.simulator(tmp_path, "-DOTHER_TYPES")
+    code = "import sys\nfrom neuralforge import _core\n_core.AneDevice(sys.argv[1])"
+    out = subprocess.run([sys.executable, "-c", code, str(changed)], capture_output=True, text=True, timeout=60)
+    method = "-evaluateWithQoS:options:request:error: of _ANEInMemoryModel"
+    assert re.search(re.escape(method) + r": expected the type \S*I\S*, found \S*q", out.stderr), out.stderr

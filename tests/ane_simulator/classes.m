@@ -487,7 +487,13 @@ static BOOL move_ports(const sim_program *program, int procedure, _ANERequest *r
     return YES;
 }
 
-- (BOOL)evaluateWithQoS:(unsigned int)qos options:(NSDictionary *)options request:(id)request error:(NSError **)error {
+#if defined(OTHER_TYPES) /* a later system in which a type has changed */
+typedef long long qos_type;
+#else
+typedef unsigned int qos_type;
+#endif
+
+- (BOOL)evaluateWithQoS:(qos_type)qos options:(NSDictionary *)options request:(id)request error:(NSError **)error {
     (void)qos, (void)options;
     while (sim_get("wedge")) usleep(2000);
     if (sim_get("throw")) [NSException raise:NSInternalInconsistencyException format:@"simulated"];
