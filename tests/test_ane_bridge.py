@@ -287,6 +287,7 @@ def test_what_the_device_says_of_itself(simulator):
     assert info["architecture"] == "h16g" and info["cores"] == 16 and info["virtual_machine"] == 0 and info["os_build"]
 
 
+@pytest.mark.slow
 def test_a_method_of_another_type_is_refused_before_it_is_called(simulator, tmp_path):
     """In a process of its own: this one has the classes already."""
     changed = ane_build.simulator(tmp_path, "-DOTHER_TYPES")
