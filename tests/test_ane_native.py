@@ -116,6 +116,8 @@ def symbols(mach_o: bytes) -> tuple[set[str], set[str]]:
 
 @pytest.fixture(scope="module")
 def zig() -> None:
+    if reason := ane_build.missing():
+        skip(reason)
     if importlib.util.find_spec("ziglang") is None:
         skip("ziglang is not installed")
 

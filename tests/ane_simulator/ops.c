@@ -26,7 +26,7 @@ int sim_dtype_of(const char *name) {
 int64_t sim_count(const sim_type *t) {
     int64_t n = 1;
     for (int i = 0; i < t->rank; i++) {
-        if (t->shape[i] > ((int64_t)1 << 40) / n) return -1;
+        if (t->shape[i] < 1 || t->shape[i] > ((int64_t)1 << 40) / n) return -1;
         n *= t->shape[i];
     }
     return n;
