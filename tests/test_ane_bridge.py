@@ -13,7 +13,7 @@ from pathlib import Path
 import ane_build
 import numpy as np
 import pytest
-from ane_programs import CONV, blob, conv, evaluate, function, load, program, unary, weight
+from simulated_ane import CONV, blob, conv, evaluate, function, load, program, unary, weight
 
 from neuralforge import _core
 from neuralforge.errors import BackendError

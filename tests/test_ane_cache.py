@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ane_programs import CONV, Simulator, blob, conv, evaluate, function, load, program, unary, weight
+from simulated_ane import CONV, Simulator, blob, conv, evaluate, function, load, program, unary, weight
 
 from neuralforge import _core
 from neuralforge.errors import BackendError
@@ -32,7 +32,7 @@ def identity(scale: float) -> tuple[str, dict[str, bytes]]:
 def in_child(simulator: Simulator, text: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
     """Python code in a process of its own, with _core, load and unary, and `path` of the simulator."""
     head = f"import sys\nsys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom pathlib import Path\n"
-    head += "from ane_programs import Simulator, load, unary\nfrom neuralforge import _core\n"
+    head += "from simulated_ane import Simulator, load, unary\nfrom neuralforge import _core\n"
     head += f"simulator = Simulator(Path({simulator.path!r}))\n"
     words = [sys.executable, "-c", head + textwrap.dedent(text), *map(str, arguments)]
     return subprocess.Popen(words, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -90,7 +90,7 @@ def test_a_damaged_entry_is_compiled_anew_once(simulator, tmp_path, file, damage
     assert load(simulator, *identity(1.0), cache=tmp_path).cached
 
 
-def test_a_program_that_does_not_compile_is_tried_once(simulator, tmp_path):
+def test_a_program_that_does_not_compile(simulator, tmp_path):
     with pytest.raises(BackendError, match="no op frob"):
         load(simulator, unary("frob"), cache=tmp_path)
     assert load(simulator, cache=tmp_path).procedures == 1
@@ -99,8 +99,11 @@ def test_a_program_that_does_not_compile_is_tried_once(simulator, tmp_path):
 def test_a_cache_that_cannot_be_used_costs_a_compile_and_no_more(simulator, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    loaded = load(simulator, cache=blocked)
-    assert not loaded.cached and np.array_equal(evaluate(loaded, x=X)["y"], np.maximum(X, 0))
+    for cache, switch in ((blocked, 0), (tmp_path / "cache", 1)):
+        simulator.set(temporary_only=switch)
+        loaded = load(simulator, cache=cache)
+        assert not loaded.cached and np.array_equal(evaluate(loaded, x=X)["y"], np.maximum(X, 0))
+    assert simulator.get("compiles") == 2
 
 
 def test_a_system_that_forgets_its_cache(simulator, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ane_build
 import pytest
-from ane_programs import skip
+from simulated_ane import skip
 
 MACSTUB = Path(__file__).parent / "macstub"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ane_programs import CONV, Simulator, blob, const, conv, evaluate, function, load, program, tensor, unary, weight
+from simulated_ane import CONV, Simulator, blob, const, conv, evaluate, function, load, program, tensor, unary, weight
 
 from neuralforge.errors import BackendError
 

@@ -4,7 +4,7 @@
    Manual reference counting: handles live in C structs.  Nothing private is linked: classes are looked up by name after dlopen,
    and their methods are called through the protocols below.  A protocol is our claim about the types of a method; at open each
    claim is compared with the type that the runtime has for it, because a wrong one would corrupt memory silently.
-   Selectors, dictionary keys and the order of calls come from public reports (docs/ane.md has the sources). */
+   Selectors, dictionary keys and the order of calls come from public reports; docs/ane_bridge.md tells what is assumed. */
 #if !defined(__APPLE__)
 #define _DEFAULT_SOURCE
 #endif
@@ -586,8 +586,8 @@ static int load_existing(nf_ane_program *p, id<NFCachedModel> cached) {
     return 1;
 }
 
-/* Compiled here once, whatever was in the folder.  *tried: the compiler has seen the program. */
-static nf_status load_from_cache(nf_ane_program *p, const source *s, const char *name, int *tried) {
+/* Compiled here once, whatever was in the folder. */
+static nf_status load_from_cache(nf_ane_program *p, const source *s, const char *name) {
     id<NFCachedModel> cached = (id)p->model;
     char lock[NF_PATH];
     NF_TRY(open_cached_folder(p, s, name, lock));
@@ -599,30 +599,30 @@ static nf_status load_from_cache(nf_ane_program *p, const source *s, const char 
     nf_folder_remove(p->folder);
     NF_TRY(nf_folder_make(p->folder));
     NF_TRY(write_source(p->folder, s));
-    *tried = 1;
     NF_TRY(compile(p));
     NF_TRY(load(p));
     return nf_folder_lock(lock, 0, LOCK_SECONDS, &p->lock);
 }
 
 static void drop_model(nf_ane_program *p) {
+    NSError *error = nil; /* it was of no use anyway */
+    if (p->loaded) [p->model unloadWithQoS:QOS error:&error];
+    p->loaded = 0;
     nf_folder_unlock(p->lock);
     p->lock = -1;
     [(id)p->model release];
     p->model = nil;
 }
 
-/* Trouble with the cache itself is no reason to fail: the program is then compiled in the scratch folder. */
+/* Trouble with the cache is no reason to fail: the program is then compiled in the scratch folder, which a program that the
+   compiler refuses pays with a second refusal. */
 static nf_status load_program(nf_ane_program *p, const source *s) {
     NF_TRY(make_model(p, s));
     NSString *name = [p->model hexStringIdentifier];
     if ([name length] == 0 || [name rangeOfString:@"/"].location != NSNotFound)
         return nf_fail(NF_ERR_DEVICE, "the program was given the unusable name '%s'", text_of(name));
     if (*p->device->cache && p->device->can_cache) {
-        int tried = 0;
-        nf_status status = load_from_cache(p, s, text_of(name), &tried);
-        if (status == NF_OK) return describe(p);
-        if (tried) return status;
+        if (load_from_cache(p, s, text_of(name)) == NF_OK) return describe(p);
         drop_model(p);
         NF_TRY(make_model(p, s));
     }

@@ -143,8 +143,9 @@ nf_status nf_folder_claim(const char *scratch, const char *name, char path[NF_PA
 
 void nf_folder_release(const char *scratch, const char *path, const char *marker) {
     int lock = lock_scratch(scratch);
+    if (lock < 0) return; /* the marker stays, so that the folder is reaped one day */
     unlink(marker);
-    if (lock >= 0 && claims_of(path).living == 0) nf_folder_remove(path);
+    if (claims_of(path).living == 0) nf_folder_remove(path);
     nf_folder_unlock(lock);
 }
 

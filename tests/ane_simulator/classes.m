@@ -394,6 +394,7 @@ static BOOL budget_is_spent(void) {
 - (BOOL)compileWithQoS:(unsigned int)qos options:(NSDictionary *)options error:(NSError **)error {
     (void)options;
     if (qos > 63) return reject(error, "qos");
+    if (url && sim_get("temporary_only")) return reject(error, "no model in the temporary folder");
     if (budget_is_spent()) return NO; /* and not a word */
     NSData *text = [NSData dataWithContentsOfFile:[self file:@"model.mil"]];
     NSMutableData *index = [NSMutableData data];

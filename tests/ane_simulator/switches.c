@@ -31,6 +31,7 @@ static entry entries[] = {
     {"mute", 0, 0},                /* 1: the loaded program does not describe itself */
     {"interleave", 1, 1},          /* what the loaded program says of it */
     {"no_cache", 0, 0},            /* 1: what was compiled is never found again */
+    {"temporary_only", 0, 0},      /* 1: compiles in the temporary folder alone */
     /* the arithmetic */
     {"ignore_mask", 1, 1},         /* of scaled_dot_product_attention */
     {"matmul_limit", 32752, 32752}, /* products above become infinite; 0: never */
