@@ -10,13 +10,13 @@ CHECK_CC := command -v $(CC) >/dev/null || { echo "no C compiler '$(CC)'; on Deb
 
 C_SOURCES := $(wildcard csrc/*/*.c)
 C_HEADERS := $(wildcard csrc/*/*.h)
-C_FILES := $(wildcard csrc/*/*.[ch] tests/c/*.[ch] benchmarks/*.c)
+C_FILES := $(wildcard csrc/*/*.[chm] tests/c/*.[ch] tests/ane_simulator/*.[chm] benchmarks/*.c)
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 
 # Such settings make OpenBLAS take other kernels or thread counts than it does for others.
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS OMP_NUM_THREADS
 
-.PHONY: build test test-c test-all sanitize cross lint fmt bench demo docs clean
+.PHONY: build test test-c test-objc test-all sanitize cross lint fmt bench demo docs clean
 
 build: $(VENV)/.build
 
@@ -36,7 +36,7 @@ bench: $(VENV)/.bench
 	$(PY) benchmarks/figures.py $(SCRIPTS)
 
 clean:
-	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.*
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.* src/neuralforge/_ane.*
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # --- the virtual environment: one stamp file for what is installed in it
@@ -53,7 +53,7 @@ $(PY):
 	$(PY) -m pip install -q "pip>=21.3"  # older ones cannot install in place
 
 # In place. A change of the C code alone needs no download: it is built with what the environment has.
-$(VENV)/.build: pyproject.toml setup.py build_cpu.py $(C_SOURCES) $(C_HEADERS) | $(PY)
+$(VENV)/.build: pyproject.toml setup.py build_cpu.py build_ane.py csrc/ane_bridge/ane.m $(C_SOURCES) $(C_HEADERS) | $(PY)
 	$(PY) -m pip install -q $(if $(filter pyproject.toml,$?),-e '.[test]',--no-build-isolation --no-deps -e .)
 	@touch $@
 
@@ -105,6 +105,12 @@ sanitize: build $(C_TESTS:%=build/c/sanitize/%)
 	NF_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(PRELOAD)" PYTHONPATH=$(SANITIZED) \
 	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer*.py tests/test_cpu_engine.py)
+
+# --- the bridge to the Neural Engine on GNUstep, against the simulator; needs clang, gobjc and libgnustep-base-dev
+
+test-objc: $(VENV)/.cross
+	NF_OBJC=1 $(PY) setup.py -q build --build-base build/objc --build-lib build/objc/lib
+	NF_OBJC=1 PYTHONPATH=build/objc/lib $(PY) -m pytest $(addprefix tests/test_ane_,bridge.py cache.py layers.py native.py simulator.py)
 
 # --- other machines: the C tests on emulated arm64 Linux, and the C sources compiled for macOS, where nothing was run yet
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulated_ane import simulator, simulator_path  # noqa: F401
 
 # OpenBLAS reads these when it is loaded. Tests see the kernels that users get, and no hub is asked for anything.
 for _name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
