@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every op that the builder writes agrees with Apple's own operator definitions: name, parameters, shape and dtype."""
+
+from __future__ import annotations
+
+import mil_coremltools
+import mil_reader
+import numpy as np
+import pytest
+from test_mil import CASES, narrow_program, numbers, program
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("dialect", ["ios16", "ios18"])
+@pytest.mark.parametrize("op, shapes, parameters, formula", CASES, ids=[f"{n}-{c[0]}" for n, c in enumerate(CASES)])
+def test_each_op_is_apples(dialect, op, shapes, parameters, formula):
+    p, _, _ = program(dialect, op, shapes, parameters)
+    (function,) = mil_reader.parse(p.text())[1].values()
+    assert mil_coremltools.rebuild(function, p.blob().tobytes()) == (1, [])
+
+
+@pytest.mark.parametrize("dialect, ops", [("ios16", 4), ("ios18", 8)])
+def test_int8_ops_are_apples(dialect, ops):
+    p = narrow_program(dialect, numbers(24, 16))
+    (function,) = mil_reader.parse(p.text())[1].values()
+    assert mil_coremltools.rebuild(function, p.blob().tobytes()) == (ops, [])
+
+
+def test_a_wrong_shape_would_be_seen():
+    p, _, _ = program("ios18", *CASES[0][:3])
+    text = p.text().replace("tensor<fp16, [1, 4, 6, 32]> out", "tensor<fp16, [1, 4, 6, 31]> out")
+    (function,) = mil_reader.parse(text)[1].values()
+    compared, wrong = mil_coremltools.rebuild(function, np.zeros(0, np.uint8).tobytes())
+    assert compared == 1 and len(wrong) == 1 and "add out" in wrong[0]
