@@ -31,6 +31,7 @@ HEADERS = (
     "tokenizer/tokenizer.h",
     "tokenizer/words.h",
     "mil/mil.h",
+    "mil/layers.h",
 )
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c"))
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]

@@ -440,6 +440,10 @@ MIL_STORED = {"float32": lib.NF_MIL_STORED_F32, "float16": lib.NF_MIL_STORED_F16
 MIL_LIMITS = {name: int(getattr(lib.nf_mil_device_limits, name)) for name, _ in ffi.typeof("nf_mil_limits").fields}
 
 
+MIL_TRAINED = {"lora": lib.NF_MIL_LORA, "full": lib.NF_MIL_FULL}
+MIL_FORMS = {"fp16": lib.NF_MIL_FORM_FP16, "int8": lib.NF_MIL_FORM_INT8, "w8a8": lib.NF_MIL_FORM_W8A8}
+
+
 @dataclass(frozen=True)
 class MilPort:
     """An input or output of a procedure."""
@@ -481,6 +485,39 @@ def _mil_params(op: str) -> dict[str, int]:
     return found
 
 
+MilArray = npt.NDArray[Any] | tuple[int, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class MilLinear:
+    """`nf_mil_linear` of layers.h; arrays or, for sizes alone, shapes."""
+
+    weight: MilArray
+    bias: MilArray = None
+    rank: int = 0
+    scale: float = 1.0
+    input_scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class MilShape:
+    """`nf_mil_shape` of layers.h."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    seq: int
+    inverse_frequencies: F32
+    eps: float
+    interleaved: bool = False
+    rope_factor: float = 1.0
+    trained: str = "lora"
+    form: str = "fp16"
+    packed: bool = False
+
+
 class MilProgram:
     """A MIL program under construction with the arrays it points to; see mil.h. Values are numbers.
 
@@ -514,7 +551,7 @@ class MilProgram:
     def table(self, values: F32) -> int:
         return int(lib.nf_mil_table(self.handle, self._type(values.shape), _floats(values)))
 
-    def weight(self, array: npt.NDArray[Any] | tuple[int, ...], *, transposed: bool = False, int8: bool = False) -> int:
+    def weight(self, array: MilArray, *, transposed: bool = False, int8: bool = False) -> int:
         """A matrix (rows, cols) as [rows, cols, 1, 1], or its transpose; see `array`."""
         given = self.array(array)
         rows, cols = (given["cols"], given["rows"]) if transposed else (given["rows"], given["cols"])
@@ -539,7 +576,7 @@ class MilProgram:
         found = lib.nf_mil_type_of(self.handle, value)
         return tuple(found.dim[0 : found.rank])
 
-    def array(self, array: npt.NDArray[Any] | tuple[int, ...] | None) -> dict[str, Any]:
+    def array(self, array: MilArray) -> dict[str, Any]:
         """`nf_mil_array`: float32, float16 or bf16 bits in uint16, kept alive; of a shape alone (sizes only); of nothing."""
         if array is None or isinstance(array, tuple):
             rows, cols = (*(array or (0, 0)), 1)[:2]
@@ -552,6 +589,59 @@ class MilProgram:
         self._alive.append(array)
         data = ffi.cast("void *", array.ctypes.data)
         return {"data": data, "stored": MIL_STORED[array.dtype.name], "rows": shape[0], "cols": shape[1]}
+
+    def attention(
+        self,
+        name: str,
+        shape: MilShape,
+        linears: dict[str, MilLinear],
+        norms: dict[str, MilArray],
+        *,
+        backward: bool,
+        dx: bool = True,
+    ) -> None:
+        """`nf_mil_attention_forward` or `_backward`; linears q, k, v, o; norms norm and, where there are such, q_norm, k_norm."""
+        given = {n: self._linear(linears[n]) for n in "qkvo"} | {
+            n: self.array(norms.get(n)) for n in ("norm", "q_norm", "k_norm")
+        }
+        self._part("attention", name, shape, given, backward=backward, dx=dx)
+
+    def ffn(
+        self, name: str, shape: MilShape, linears: dict[str, MilLinear], norm: MilArray, *, backward: bool, dx: bool = True
+    ) -> None:
+        """`nf_mil_ffn_forward` or `_backward`; linears gate, up, down."""
+        given = {n: self._linear(linears[n]) for n in ("gate", "up", "down")} | {"norm": self.array(norm)}
+        self._part("ffn", name, shape, given, backward=backward, dx=dx)
+
+    def head(
+        self, name: str, shape: MilShape, weight: MilArray, norm: MilArray, *, backward: bool, accumulate: bool = False
+    ) -> None:
+        """`nf_mil_head_forward` or `_backward`."""
+        given = {"weight": self.array(weight), "norm": self.array(norm), "accumulate": accumulate}
+        self._part("head", name, shape, given, backward=backward)
+
+    def norm(self, name: str, shape: MilShape, gain: MilArray, *, backward: bool) -> None:
+        """`nf_mil_norm_forward` or `_backward`."""
+        call = lib.nf_mil_norm_backward if backward else lib.nf_mil_norm_forward
+        call(self.handle, name.encode(), self._shape(shape), ffi.new("nf_mil_array *", self.array(gain)))
+
+    def _part(
+        self, part: str, name: str, shape: MilShape, given: dict[str, Any], *, backward: bool, dx: bool | None = None
+    ) -> None:
+        call = getattr(lib, f"nf_mil_{part}_{'backward' if backward else 'forward'}")
+        last = [dx] if backward and dx is not None else []
+        call(self.handle, name.encode(), self._shape(shape), ffi.new(f"nf_mil_{part} *", given), *last)
+
+    def _linear(self, linear: MilLinear) -> dict[str, Any]:
+        arrays = {"weight": self.array(linear.weight), "bias": self.array(linear.bias)}
+        return arrays | {"rank": linear.rank, "scale": linear.scale, "input_scale": linear.input_scale}
+
+    def _shape(self, shape: MilShape) -> Any:
+        plain = ("hidden", "heads", "kv_heads", "head_dim", "ffn", "seq", "eps", "interleaved", "rope_factor", "packed")
+        fields = {name: getattr(shape, name) for name in plain}
+        fields |= {"trained": MIL_TRAINED[shape.trained], "form": MIL_FORMS[shape.form]}
+        fields |= {"rotary": 2 * shape.inverse_frequencies.size, "inverse_frequencies": _floats(shape.inverse_frequencies)}
+        return ffi.new("nf_mil_shape *", fields)
 
     def text(self) -> str:
         """The whole program; nothing can be added afterwards.

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole model as MIL procedures, run by the reader: what a backend would do around them is done here with numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import mil_reader
+import numpy as np
+
+from neuralforge import _core
+from neuralforge.config import LoraConfig, ModelConfig
+from neuralforge.models.rope import inverse_frequencies
+from neuralforge.weights import Tensor
+
+ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+FFN = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+def in_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same model with every value rounded to fp16, kept as float32."""
+    return {n: dataclasses.replace(t, data=t.data.astype(np.float16).astype(np.float32)) for n, t in weights.items()}
+
+
+class MilModel:
+    """One program with all procedures of a model.
+
+    Args:
+        lora: what is trained; None means all weights.
+        seq: tokens of a stream.
+        chunks: rows of the classifier in each of its procedures; one chunk has the last norm inside.
+        shapes_only: no weight is given, only its shape.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        lora: LoraConfig | None,
+        *,
+        seq: int,
+        packed: bool = True,
+        dialect: str = "ios18",
+        form: str = "fp16",
+        chunks: tuple[int, ...] = (),
+        shapes_only: bool = False,
+    ) -> None:
+        self.config, self.weights, self.lora, self.seq, self.packed = config, weights, lora, seq, packed
+        self.shapes_only = shapes_only
+        frequencies, factor = inverse_frequencies(config.rope, config.head_dim, length=seq)
+        self.shape = _core.MilShape(
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            ffn=config.intermediate_size,
+            seq=seq,
+            inverse_frequencies=frequencies,
+            eps=config.rms_norm_eps,
+            interleaved=config.rope.layout == "interleaved",
+            rope_factor=factor,
+            trained="lora" if lora else "full",
+            form=form,
+            packed=packed,
+        )
+        self.chunks = chunks or (config.vocab_size,)
+        self.program = _core.MilProgram(dialect)
+        for layer in range(config.num_hidden_layers):
+            self._layer(layer)
+        self._head()
+        self.text = self.program.text()
+        self.functions = mil_reader.parse(self.text)[1]
+        self.blob = b"" if shapes_only else self.program.blob().tobytes()
+        self.half = False
+        self.largest = 0.0
+
+    def _array(self, name: str) -> Any:
+        return (self.weights[name].shape if self.shapes_only else self.weights[name].data) if name in self.weights else None
+
+    def _linear(self, prefix: str, module: str) -> _core.MilLinear:
+        adapted = self.lora is not None and module in self.lora.modules
+        weight, bias = (self._array(f"{prefix}{module}.{kind}") for kind in ("weight", "bias"))
+        rank, scale = (self.lora.r, self.lora.scale) if adapted else (0, 1.0)
+        return _core.MilLinear(weight, bias, rank, scale, input_scale=2**-4)
+
+    def _layer(self, layer: int) -> None:
+        p, prefix = self.program, f"model.layers.{layer}."
+        attention = {n: self._linear(f"{prefix}self_attn.", m) for n, m in ATTENTION.items()}
+        norms = {n: self._array(f"{prefix}self_attn.{n}.weight") for n in ("q_norm", "k_norm")}
+        norms["norm"] = self._array(f"{prefix}input_layernorm.weight")
+        ffn = {n: self._linear(f"{prefix}mlp.", m) for n, m in FFN.items()}
+        norm = self._array(f"{prefix}post_attention_layernorm.weight")
+        for backward, way in ((False, "forward"), (True, "backward")):
+            p.attention(f"attention_{way}_{layer}", self.shape, attention, norms, backward=backward)
+            p.ffn(f"ffn_{way}_{layer}", self.shape, ffn, norm, backward=backward)
+
+    def _head(self) -> None:
+        norm = self._array("model.norm.weight")
+        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+        rows = np.cumsum([0, *self.chunks])
+        fused = len(self.chunks) == 1
+        for i, (a, b) in enumerate(zip(rows[:-1], rows[1:], strict=True)):
+            whole = self._array(name)
+            weight = (b - a, whole[1]) if self.shapes_only else whole[a:b]
+            gain = norm if fused else None
+            self.program.head(f"head_forward_{i}", self.shape, weight, gain, backward=False)
+            self.program.head(f"head_backward_{i}", self.shape, weight, gain, backward=True, accumulate=i > 0)
+        if not fused:
+            self.program.norm("norm_forward", self.shape, norm, backward=False)
+            self.program.norm("norm_backward", self.shape, norm, backward=True)
+
+    def run(self, procedure: str, **given: Any) -> dict[str, np.ndarray]:
+        """Outputs by what they are ("y", "dx", "d_q_lora_a"); `given` has at least the inputs, (C, S) or (rows, columns)."""
+        function = self.functions[procedure]
+        inputs = {
+            name: given[name[4:]].reshape(kind.shape) if name[4:] == "documents" else given[name[4:]][None, :, None, :]
+            for name, kind in function.inputs.items()
+        }
+        out = mil_reader.run(function, self.blob, inputs, half=self.half)
+        self.largest = max([self.largest, *(float(np.abs(v).max()) for v in out.values())])
+        return {name[4:]: v[0, :, 0, :] for name, v in out.items()}
+
+    def _given(self, part: str, layer: int, params: Any) -> dict[str, np.ndarray]:
+        """The trained values of a part, by the names of its ports."""
+        prefix = f"model.layers.{layer}." + ("self_attn." if part == "attention" else "mlp.")
+        modules = ATTENTION if part == "attention" else FFN
+        found = {}
+        for role, name in self._roles(part, layer, prefix, modules).items():
+            if name in params:
+                value = np.asarray(params[name], np.float64)
+                found[role] = value.T if role.endswith("lora_b") else np.atleast_2d(value)
+        return found
+
+    def _roles(self, part: str, layer: int, prefix: str, modules: dict[str, str]) -> dict[str, str]:
+        norm = "input_layernorm" if part == "attention" else "post_attention_layernorm"
+        roles = {"norm_gain": f"model.layers.{layer}.{norm}.weight"}
+        roles |= {f"{n}_gain": f"{prefix}{n}.weight" for n in ("q_norm", "k_norm")}
+        for n, module in modules.items():
+            roles |= {f"{n}_{kind}": f"{prefix}{module}.{kind}" for kind in ("weight", "bias")}
+            roles |= {f"{n}_lora_{ab.lower()}": f"{prefix}{module}.lora_{ab}.weight" for ab in "AB"}
+        return roles
+
+    def _keep(self, grads: dict[str, np.ndarray], part: str, layer: int, out: dict[str, np.ndarray]) -> None:
+        prefix = f"model.layers.{layer}." + ("self_attn." if part == "attention" else "mlp.")
+        roles = self._roles(part, layer, prefix, ATTENTION if part == "attention" else FFN)
+        for role, value in out.items():
+            if role != "dx":
+                grads[roles[role[2:]]] = value.T if role.endswith("lora_b") else value
+
+    def step(self, stream: Any, params: Any, *, loss_scale: float = 1.0) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
+        """(summed loss, (T, V) logits, gradients by the names of the trained values)."""
+        c = self.config
+        source = params if self.lora is None else {n: t.data for n, t in self.weights.items()}
+        embed = np.asarray(source["model.embed_tokens.weight"], np.float64)
+        tied = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
+        head, gain = (np.atleast_2d(np.asarray(source[n], np.float64)) for n in (tied, "model.norm.weight"))
+        documents = {"documents": np.repeat(np.arange(len(stream.bounds) - 1.0), np.diff(stream.bounds))}
+        x = embed[stream.tokens].T
+        inputs = []
+        for layer in range(c.num_hidden_layers):
+            for part in ("attention", "ffn"):
+                inputs.append((part, layer, x))
+                x = self.run(f"{part}_forward_{layer}", x=x, **documents, **self._given(part, layer, params))["y"]
+        logits, d_logits, loss = self._loss(x, head, gain, stream)
+        grads: dict[str, np.ndarray] = {}
+        dx = self._head_gradients(x, head, gain, d_logits * loss_scale, grads, tied)
+        for part, layer, before in reversed(inputs):
+            given = self._given(part, layer, params)
+            out = self.run(f"{part}_backward_{layer}", x=before, dy=dx, **documents, **given)
+            dx = out["dx"]
+            self._keep(grads, part, layer, out)
+        if self.lora is None:
+            d_embed = grads.get("model.embed_tokens.weight", np.zeros_like(embed))
+            np.add.at(d_embed, stream.tokens, dx.T)
+            grads["model.embed_tokens.weight"] = d_embed
+        return loss, logits.T, {n: g / loss_scale for n, g in grads.items()}
+
+    def _rows(self) -> list[slice]:
+        ends = np.cumsum([0, *self.chunks])
+        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def _loss(self, x: np.ndarray, head: np.ndarray, gain: np.ndarray, stream: Any) -> tuple[np.ndarray, np.ndarray, float]:
+        n = x if len(self.chunks) == 1 else self.run("norm_forward", x=x, norm_gain=gain)["y"]
+        parts = [
+            self.run(f"head_forward_{i}", x=n, norm_gain=gain, head_weight=head[rows])["y"]
+            for i, rows in enumerate(self._rows())
+        ]
+        logits = np.concatenate(parts)
+        trained = stream.targets >= 0
+        most = logits.max(0)
+        log_sum = most + np.log(np.exp(logits - most).sum(0))
+        targets = np.where(trained, stream.targets, 0)
+        places = np.arange(self.seq)
+        loss = float((log_sum - logits[targets, places])[trained].sum())
+        d_logits = np.exp(logits - log_sum)
+        d_logits[targets, places] -= 1
+        return logits, d_logits * trained, loss
+
+    def _head_gradients(
+        self, x: np.ndarray, head: np.ndarray, gain: np.ndarray, dy: np.ndarray, grads: dict[str, np.ndarray], tied: str
+    ) -> np.ndarray:
+        fused = len(self.chunks) == 1
+        n = x if fused else self.run("norm_forward", x=x, norm_gain=gain)["y"]
+        dx, d_head = np.zeros_like(x), []
+        for i, rows in enumerate(self._rows()):
+            out = self.run(f"head_backward_{i}", x=n, dy=dy[rows], acc=dx, norm_gain=gain, head_weight=head[rows])
+            dx = out["dx"]
+            d_head.append(out.get("d_head_weight"))
+        if not fused:
+            out = self.run("norm_backward", x=x, dy=dx, norm_gain=gain)
+            dx = out["dx"]
+        if self.lora is None:
+            grads["model.norm.weight"] = out["d_norm_gain"]
+            grads[tied] = np.concatenate(d_head)
+        return dx
+
+    def sharpen(self) -> int:
+        """Put exact constants where the program has their fp16 roundings, after a look that it has; how many there were.
+
+        What remains between the program in float64 and the C engine is then the arithmetic alone.
+        """
+        scale, d = 1 / math.sqrt(self.config.head_dim), self.config.head_dim
+        pairs = 2 * self.shape.inverse_frequencies.size
+        i = np.arange(pairs)
+        i = i // 2 if self.shape.interleaved else i % (pairs // 2)
+        angles = self.shape.inverse_frequencies.astype(np.float64)[i][:, None] * np.arange(self.seq)
+        exact = []
+        for of, rest in ((np.cos, 1.0), (np.sin, 0.0)):
+            table = np.full((d, self.seq), rest)
+            table[:pairs] = of(angles) * self.shape.rope_factor
+            exact += [table, table * scale]
+        scalars = [math.sqrt(self.config.rms_norm_eps), *([self.lora.scale] if self.lora else [])]
+        changed = 0
+        for function in self.functions.values():
+            for n, op in enumerate(function.ops):
+                if op.kind != "const" or op.type.dtype != "fp16":
+                    continue
+                value = op.attributes["val"]
+                blob = isinstance(value, mil_reader.Blob)
+                if blob and value.type.shape != (1, 1, d, self.seq):
+                    continue
+                found = mil_reader.read_blob(self.blob, value.offset, value.type) if blob else value
+                for better in exact if blob else scalars:
+                    rounded = np.asarray(better).astype(np.float32).astype(np.float16)
+                    if np.array_equal(rounded.reshape(found.shape), found.astype(np.float16)):
+                        wide = np.asarray(better, np.float64).reshape(found.shape)
+                        function.ops[n] = dataclasses.replace(op, attributes={"val": wide})
+                        changed += 1
+                        break
+                else:
+                    assert not blob or found.shape[2] == found.shape[3], "a table is none of cos and sin"
+        return changed
