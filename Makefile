@@ -104,7 +104,7 @@ sanitize: build $(C_TESTS:%=build/c/sanitize/%)
 	$(call run_c_tests,sanitize)
 	NF_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(PRELOAD)" PYTHONPATH=$(SANITIZED) \
-	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer*.py tests/test_cpu_engine.py)
+	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer*.py tests/test_cpu_engine.py tests/test_mil*.py)
 
 # --- other machines: the C tests on emulated arm64 Linux, and the C sources compiled for macOS, where nothing was run yet
 

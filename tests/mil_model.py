@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -85,23 +86,28 @@ class MilModel:
         rank, scale = (self.lora.r, self.lora.scale) if adapted else (0, 1.0)
         return _core.MilLinear(weight, bias, rank, scale, input_scale=2**-4)
 
-    def _layer(self, layer: int) -> None:
-        p, prefix = self.program, f"model.layers.{layer}."
-        attention = {n: self._linear(f"{prefix}self_attn.", m) for n, m in ATTENTION.items()}
+    def linears_and_norms(self, part: str, layer: int) -> tuple[dict[str, _core.MilLinear], Any]:
+        """What `MilProgram.attention` or `.ffn` takes of a layer."""
+        prefix = f"model.layers.{layer}."
+        if part == "ffn":
+            linears = {n: self._linear(f"{prefix}mlp.", m) for n, m in FFN.items()}
+            return linears, self._array(f"{prefix}post_attention_layernorm.weight")
         norms = {n: self._array(f"{prefix}self_attn.{n}.weight") for n in ("q_norm", "k_norm")}
         norms["norm"] = self._array(f"{prefix}input_layernorm.weight")
-        ffn = {n: self._linear(f"{prefix}mlp.", m) for n, m in FFN.items()}
-        norm = self._array(f"{prefix}post_attention_layernorm.weight")
-        for backward, way in ((False, "forward"), (True, "backward")):
-            p.attention(f"attention_{way}_{layer}", self.shape, attention, norms, backward=backward)
-            p.ffn(f"ffn_{way}_{layer}", self.shape, ffn, norm, backward=backward)
+        return {n: self._linear(f"{prefix}self_attn.", m) for n, m in ATTENTION.items()}, norms
+
+    def _layer(self, layer: int) -> None:
+        for part, add in (("attention", self.program.attention), ("ffn", self.program.ffn)):
+            linears, norms = self.linears_and_norms(part, layer)
+            for backward, way in ((False, "forward"), (True, "backward")):
+                add(f"{part}_{way}_{layer}", self.shape, linears, norms, backward=backward)
 
     def _head(self) -> None:
         norm = self._array("model.norm.weight")
         name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
         rows = np.cumsum([0, *self.chunks])
         fused = len(self.chunks) == 1
-        for i, (a, b) in enumerate(zip(rows[:-1], rows[1:], strict=True)):
+        for i, (a, b) in enumerate(itertools.pairwise(rows)):
             whole = self._array(name)
             weight = (b - a, whole[1]) if self.shapes_only else whole[a:b]
             gain = norm if fused else None
@@ -179,7 +185,7 @@ class MilModel:
 
     def _rows(self) -> list[slice]:
         ends = np.cumsum([0, *self.chunks])
-        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
     def _loss(self, x: np.ndarray, head: np.ndarray, gain: np.ndarray, stream: Any) -> tuple[np.ndarray, np.ndarray, float]:
         n = x if len(self.chunks) == 1 else self.run("norm_forward", x=x, norm_gain=gain)["y"]

@@ -7,7 +7,10 @@ import mil_coremltools
 import mil_reader
 import numpy as np
 import pytest
+from mil_model import MilModel, in_half
+from test_cpu_engine import random_weights
 from test_mil import CASES, narrow_program, numbers, program
+from test_mil_layers import ALL, CONFIGS, SEQ
 
 pytestmark = pytest.mark.slow
 
@@ -33,3 +36,23 @@ def test_a_wrong_shape_would_be_seen():
     (function,) = mil_reader.parse(text)[1].values()
     compared, wrong = mil_coremltools.rebuild(function, np.zeros(0, np.uint8).tobytes())
     assert compared == 1 and len(wrong) == 1 and "add out" in wrong[0]
+
+
+@pytest.mark.parametrize("what", ["lora", "full"])
+@pytest.mark.parametrize("dialect", ["ios16", "ios18"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_op_of_every_program_is_apples(name, dialect, what):
+    config = CONFIGS[name]
+    weights = in_half(random_weights(config))
+    model = MilModel(config, weights, ALL if what == "lora" else None, seq=SEQ, dialect=dialect, chunks=(50, 47))
+    for function in model.functions.values():
+        ops = sum(op.kind != "const" for op in function.ops)
+        assert mil_coremltools.rebuild(function, model.blob) == (ops, []), function.name
+
+
+@pytest.mark.parametrize("dialect, form", [("ios16", "int8"), ("ios18", "int8"), ("ios18", "w8a8")])
+def test_every_op_of_the_narrow_programs_is_apples(dialect, form):
+    model = MilModel(CONFIGS["qwen2"], in_half(random_weights(CONFIGS["qwen2"])), ALL, seq=SEQ, dialect=dialect, form=form)
+    for function in model.functions.values():
+        ops = sum(op.kind != "const" for op in function.ops)
+        assert mil_coremltools.rebuild(function, model.blob) == (ops, []), function.name

@@ -22,17 +22,18 @@ static ffn open_ffn(nf_mil_part *t, const nf_mil_ffn *w, int backward) {
     return f;
 }
 
-static void gate_up(nf_mil_part *t, ffn *f) {
+/* `with_up`: u is needed; `with_gated`: a is. */
+static void gate_up(nf_mil_part *t, ffn *f, int with_up, int with_gated) {
     f->g = nf_mil_projected(t, &f->gate, f->n);
-    f->u = nf_mil_projected(t, &f->up, f->n);
+    if (with_up) f->u = nf_mil_projected(t, &f->up, f->n);
     f->s = nf_mil_one(t->p, "sigmoid", f->g);
-    f->a = nf_mil_two(t->p, "mul", f->g, f->s);
+    if (with_gated) f->a = nf_mil_two(t->p, "mul", f->g, f->s);
 }
 
 void nf_mil_ffn_forward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_ffn *w) {
     nf_mil_part t = nf_mil_part_begin(p, name, shape);
     ffn f = open_ffn(&t, w, 0);
-    gate_up(&t, &f);
+    gate_up(&t, &f, 1, 1);
     nf_mil_v y = nf_mil_projected(&t, &f.down, nf_mil_two(p, "mul", f.a, f.u));
     nf_mil_part_output(&t, "y", nf_mil_two(p, "add", f.x, y));
     nf_mil_end(p);
@@ -49,9 +50,9 @@ void nf_mil_ffn_backward(nf_mil *p, const char *name, const nf_mil_shape *shape,
     nf_mil_part t = nf_mil_part_begin(p, name, shape);
     dx = dx || shape->trained == NF_MIL_FULL;
     ffn f = open_ffn(&t, w, 1);
-    int gate = dx || w->gate.rank, up = dx || w->up.rank;
-    gate_up(&t, &f);
-    nf_mil_v h = nf_mil_is_trained(&t, &w->down) ? nf_mil_two(p, "mul", f.a, f.u) : 0;
+    int gate = dx || w->gate.rank, up = dx || w->up.rank, down = nf_mil_is_trained(&t, &w->down);
+    gate_up(&t, &f, gate || down, up || down);
+    nf_mil_v h = down ? nf_mil_two(p, "mul", f.a, f.u) : 0;
     nf_mil_v dh = nf_mil_projection_gradient(&t, &f.down, f.dy, h, gate || up);
     nf_mil_v dn = 0;
     if (gate) dn = nf_mil_projection_gradient(&t, &f.gate, gate_gradient(p, &f, dh), f.n, dx);

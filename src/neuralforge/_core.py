@@ -600,7 +600,7 @@ class MilProgram:
         backward: bool,
         dx: bool = True,
     ) -> None:
-        """`nf_mil_attention_forward` or `_backward`; linears q, k, v, o; norms norm and, where there are such, q_norm, k_norm."""
+        """`nf_mil_attention_forward` or `_backward`; linears q, k, v, o; norms norm and, if there are, q_norm, k_norm."""
         given = {n: self._linear(linears[n]) for n in "qkvo"} | {
             n: self.array(norms.get(n)) for n in ("norm", "q_norm", "k_norm")
         }
