@@ -4,20 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
 import mil_reader
 import numpy as np
 
-from neuralforge import _core
+from neuralforge.ane_programs import ATTENTION, FFN, Job, build, mil_shape, procedures
 from neuralforge.config import LoraConfig, ModelConfig
-from neuralforge.models.rope import inverse_frequencies
 from neuralforge.weights import Tensor
-
-ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
-FFN = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def in_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -26,12 +21,12 @@ def in_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class MilModel:
-    """One program with all procedures of a model.
+    """All procedures of a model in one program.
 
     Args:
         lora: what is trained; None means all weights.
         seq: tokens of a stream.
-        chunks: rows of the classifier in each of its procedures; one chunk has the last norm inside.
+        chunk: most rows of the classifier in one procedure; one alone has the last norm inside.
         shapes_only: no weight is given, only its shape.
     """
 
@@ -42,80 +37,25 @@ class MilModel:
         lora: LoraConfig | None,
         *,
         seq: int,
-        packed: bool = True,
-        dialect: str = "ios18",
-        form: str = "fp16",
-        chunks: tuple[int, ...] = (),
         shapes_only: bool = False,
+        **options: Any,
     ) -> None:
-        self.config, self.weights, self.lora, self.seq, self.packed = config, weights, lora, seq, packed
-        self.shapes_only = shapes_only
-        frequencies, factor = inverse_frequencies(config.rope, config.head_dim, length=seq)
-        self.shape = _core.MilShape(
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            ffn=config.intermediate_size,
-            seq=seq,
-            inverse_frequencies=frequencies,
-            eps=config.rms_norm_eps,
-            interleaved=config.rope.layout == "interleaved",
-            rope_factor=factor,
-            trained="lora" if lora else "full",
-            form=form,
-            packed=packed,
-        )
-        self.chunks = chunks or (config.vocab_size,)
-        self.program = _core.MilProgram(dialect)
-        for layer in range(config.num_hidden_layers):
-            self._layer(layer)
-        self._head()
+        self.config, self.weights, self.lora, self.seq = config, weights, lora, seq
+        self.job = Job(config, "lora" if lora else "full", seq, lora, **options)
+        self.procedures = [p for group in procedures(self.job) for p in group]
+        self.shape = mil_shape(self.job)
+        self.chunks = [p.rows for p in self.procedures if p.part == "head" and p.way == "forward"]
+        self.program = build(self.job, self.procedures, None if shapes_only else weights)
         self.text = self.program.text()
         self.functions = mil_reader.parse(self.text)[1]
         self.blob = b"" if shapes_only else self.program.blob().tobytes()
         self.half = False
         self.largest = 0.0
 
-    def _array(self, name: str) -> Any:
-        return (self.weights[name].shape if self.shapes_only else self.weights[name].data) if name in self.weights else None
-
-    def _linear(self, prefix: str, module: str) -> _core.MilLinear:
-        adapted = self.lora is not None and module in self.lora.modules
-        weight, bias = (self._array(f"{prefix}{module}.{kind}") for kind in ("weight", "bias"))
-        rank, scale = (self.lora.r, self.lora.scale) if adapted else (0, 1.0)
-        return _core.MilLinear(weight, bias, rank, scale, input_scale=2**-4)
-
-    def linears_and_norms(self, part: str, layer: int) -> tuple[dict[str, _core.MilLinear], Any]:
-        """What `MilProgram.attention` or `.ffn` takes of a layer."""
-        prefix = f"model.layers.{layer}."
-        if part == "ffn":
-            linears = {n: self._linear(f"{prefix}mlp.", m) for n, m in FFN.items()}
-            return linears, self._array(f"{prefix}post_attention_layernorm.weight")
-        norms = {n: self._array(f"{prefix}self_attn.{n}.weight") for n in ("q_norm", "k_norm")}
-        norms["norm"] = self._array(f"{prefix}input_layernorm.weight")
-        return {n: self._linear(f"{prefix}self_attn.", m) for n, m in ATTENTION.items()}, norms
-
-    def _layer(self, layer: int) -> None:
-        for part, add in (("attention", self.program.attention), ("ffn", self.program.ffn)):
-            linears, norms = self.linears_and_norms(part, layer)
-            for backward, way in ((False, "forward"), (True, "backward")):
-                add(f"{part}_{way}_{layer}", self.shape, linears, norms, backward=backward)
-
-    def _head(self) -> None:
-        norm = self._array("model.norm.weight")
-        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
-        rows = np.cumsum([0, *self.chunks])
-        fused = len(self.chunks) == 1
-        for i, (a, b) in enumerate(itertools.pairwise(rows)):
-            whole = self._array(name)
-            weight = (b - a, whole[1]) if self.shapes_only else whole[a:b]
-            gain = norm if fused else None
-            self.program.head(f"head_forward_{i}", self.shape, weight, gain, backward=False)
-            self.program.head(f"head_backward_{i}", self.shape, weight, gain, backward=True, accumulate=i > 0)
-        if not fused:
-            self.program.norm("norm_forward", self.shape, norm, backward=False)
-            self.program.norm("norm_backward", self.shape, norm, backward=True)
+    def of(self, part: str, way: str, layer: int) -> str | None:
+        """Name of a layer's procedure."""
+        found = [p.name for p in self.procedures if (p.part, p.way) == (part, way) and p.index in (-1, layer)]
+        return found[0] if found else None
 
     def run(self, procedure: str, **given: Any) -> dict[str, np.ndarray]:
         """Outputs by what they are ("y", "dx", "d_q_lora_a"); `given` has at least the inputs, (C, S) or (rows, columns)."""
@@ -168,15 +108,17 @@ class MilModel:
         for layer in range(c.num_hidden_layers):
             for part in ("attention", "ffn"):
                 inputs.append((part, layer, x))
-                x = self.run(f"{part}_forward_{layer}", x=x, **documents, **self._given(part, layer, params))["y"]
+                x = self.run(self.of(part, "forward", layer), x=x, **documents, **self._given(part, layer, params))["y"]
         logits, d_logits, loss = self._loss(x, head, gain, stream)
         grads: dict[str, np.ndarray] = {}
         dx = self._head_gradients(x, head, gain, d_logits * loss_scale, grads, tied)
         for part, layer, before in reversed(inputs):
-            given = self._given(part, layer, params)
-            out = self.run(f"{part}_backward_{layer}", x=before, dy=dx, **documents, **given)
-            dx = out["dx"]
+            name = self.of(part, "backward", layer)
+            if name is None:  # below the lowest adapter
+                break
+            out = self.run(name, x=before, dy=dx, **documents, **self._given(part, layer, params))
             self._keep(grads, part, layer, out)
+            dx = out.get("dx")
         if self.lora is None:
             d_embed = grads.get("model.embed_tokens.weight", np.zeros_like(embed))
             np.add.at(d_embed, stream.tokens, dx.T)
@@ -184,8 +126,7 @@ class MilModel:
         return loss, logits.T, {n: g / loss_scale for n, g in grads.items()}
 
     def _rows(self) -> list[slice]:
-        ends = np.cumsum([0, *self.chunks])
-        return [slice(a, b) for a, b in itertools.pairwise(ends)]
+        return [slice(*rows) for rows in self.chunks]
 
     def _loss(self, x: np.ndarray, head: np.ndarray, gain: np.ndarray, stream: Any) -> tuple[np.ndarray, np.ndarray, float]:
         n = x if len(self.chunks) == 1 else self.run("norm_forward", x=x, norm_gain=gain)["y"]

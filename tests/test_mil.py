@@ -335,7 +335,7 @@ def test_weights_that_fp16_cannot_hold_are_refused(bad, stored, message, int8):
 
 def test_shapes_alone_make_the_text_but_no_weight_file():
     texts = []
-    for weight in (numbers(8, 8), (8, 8)):
+    for weight in (numbers(8, 8), _core.MilUnread("w", (8, 8))):
         p = _core.MilProgram()
         p.begin("main")
         x = p.input("x", (1, 8, 1, 32))

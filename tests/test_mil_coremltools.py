@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mil_coremltools
 import mil_reader
 import numpy as np
@@ -42,15 +44,15 @@ def test_a_wrong_shape_would_be_seen():
 @pytest.mark.parametrize("dialect", ["ios16", "ios18"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_op_of_every_program_is_apples(name, dialect, what):
-    config = CONFIGS[name]
+    config = dataclasses.replace(CONFIGS[name], num_hidden_layers=1)  # the programs of all layers are alike
     weights = in_half(random_weights(config))
-    model = MilModel(config, weights, ALL if what == "lora" else None, seq=SEQ, dialect=dialect, chunks=(50, 47))
+    model = MilModel(config, weights, ALL if what == "lora" else None, seq=SEQ, dialect=dialect, chunk=64)
     for function in model.functions.values():
         ops = sum(op.kind != "const" for op in function.ops)
         assert mil_coremltools.rebuild(function, model.blob) == (ops, []), function.name
 
 
-@pytest.mark.parametrize("dialect, form", [("ios16", "int8"), ("ios18", "int8"), ("ios18", "w8a8")])
+@pytest.mark.parametrize("dialect, form", [("ios16", "int8"), ("ios18", "int8")])
 def test_every_op_of_the_narrow_programs_is_apples(dialect, form):
     model = MilModel(CONFIGS["qwen2"], in_half(random_weights(CONFIGS["qwen2"])), ALL, seq=SEQ, dialect=dialect, form=form)
     for function in model.functions.values():

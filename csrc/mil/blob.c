@@ -20,7 +20,8 @@ static int equal(const nf_mil_blob *a, const nf_mil_blob *b) {
         a->source.cols != b->source.cols || a->source.stored != b->source.stored || !a->owned != !b->owned)
         return 0;
     if (a->owned) return !memcmp(a->owned, b->owned, (size_t)a->count * sizeof(float));
-    return a->source.data && a->source.data == b->source.data;
+    if (!a->source.data && !b->source.data) return a->source.key && a->source.key == b->source.key;
+    return a->source.data == b->source.data;
 }
 
 /* The entry with these values, an earlier one or a new one that takes over `owned`; -1 after an error. */
@@ -66,7 +67,7 @@ nf_mil_value nf_mil_table(nf_mil *p, nf_mil_type type, const float *values) {
     float *copy = count <= p->limits.width * p->limits.width ? malloc((size_t)count * sizeof *copy) : NULL;
     if (!copy) return nf_mil_refuse(p, NF_ERR_MEMORY, "no memory for a table of %lld values", (long long)count);
     memcpy(copy, values, (size_t)count * sizeof *copy);
-    nf_mil_array source = {copy, NF_MIL_STORED_F32, count, 1};
+    nf_mil_array source = {copy, NF_MIL_STORED_F32, count, 1, 0};
     return value_of(p, type, keep(p, (nf_mil_blob){.form = NF_MIL_BLOB_FP16, .source = source, .owned = copy, .count = count}));
 }
 

@@ -203,7 +203,7 @@ nf_mil_v nf_mil_projected(nf_mil_part *t, const nf_mil_projection *w, nf_mil_v x
     nf_mil_v y;
     if (w->weight)
         y = nf_mil_channels(p, nf_mil_product(p, w->weight, nf_mil_rows(p, x), 0, 0));
-    else if (t->shape->form == NF_MIL_FORM_W8A8)
+    else if (t->shape->form == NF_MIL_FORM_W8A8 && w->about->input_scale > 0)
         y = nf_mil_convolve(p, in_steps(p, x, w->about->input_scale), frozen(t, w->about, 0));
     else
         y = nf_mil_convolve(p, x, frozen(t, w->about, 0));

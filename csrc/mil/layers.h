@@ -47,7 +47,7 @@ typedef struct nf_mil_linear {
     nf_mil_array bias;   /* (out, 1) */
     int64_t rank;
     float scale;
-    float input_scale; /* of W8A8: the step of the activations */
+    float input_scale; /* of W8A8: the step of the activations; 0: weights alone, as in the head */
 } nf_mil_linear;
 
 /* x + Wo attention(rope(Wq n), rope(Wk n), Wv n), n = norm(x).  q_norm.rows 0: no norm of heads. */

@@ -37,12 +37,14 @@ typedef struct nf_mil_limits {
 
 extern const nf_mil_limits nf_mil_device_limits;
 
-/* Numbers of the caller: (rows, cols) row-major; a vector is (rows, 1).  data NULL with rows > 0: not there yet, sizes only. */
+/* Numbers of the caller: (rows, cols) row-major; a vector is (rows, 1).  data NULL with rows > 0: not there yet, sizes only;
+   equal keys that are not 0 then mean the same array. */
 typedef enum nf_mil_stored { NF_MIL_STORED_F32 = 0, NF_MIL_STORED_F16 = 1, NF_MIL_STORED_BF16 = 2 } nf_mil_stored;
 typedef struct nf_mil_array {
     const void *data;
     nf_mil_stored stored;
     int64_t rows, cols;
+    int32_t key;
 } nf_mil_array;
 
 typedef struct nf_mil nf_mil;

@@ -485,7 +485,15 @@ def _mil_params(op: str) -> dict[str, int]:
     return found
 
 
-MilArray = npt.NDArray[Any] | tuple[int, ...] | None
+@dataclass(frozen=True)
+class MilUnread:
+    """A weight of which the shape alone is known; those of one name are one."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+MilArray = npt.NDArray[Any] | MilUnread | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -531,6 +539,7 @@ class MilProgram:
             lib.nf_mil_new(out, MIL_DIALECTS[dialect], ffi.new("nf_mil_limits *", MIL_LIMITS | (limits or {}))), BackendError
         )
         self.handle = ffi.gc(out[0], lib.nf_mil_free)
+        self._unread: dict[str, int] = {}
         self._alive: list[Any] = []
 
     def begin(self, name: str) -> None:
@@ -578,9 +587,11 @@ class MilProgram:
 
     def array(self, array: MilArray) -> dict[str, Any]:
         """`nf_mil_array`: float32, float16 or bf16 bits in uint16, kept alive; of a shape alone (sizes only); of nothing."""
-        if array is None or isinstance(array, tuple):
-            rows, cols = (*(array or (0, 0)), 1)[:2]
-            return {"data": ffi.NULL, "stored": 0, "rows": rows, "cols": cols}
+        if array is None:
+            return {"data": ffi.NULL, "rows": 0, "cols": 0}
+        if isinstance(array, MilUnread):
+            key = self._unread.setdefault(array.name, len(self._unread) + 1)
+            return {"data": ffi.NULL, "rows": array.shape[0], "cols": (*array.shape, 1)[1], "key": key}
         shape = (*array.shape, 1)[:2]
         if array.dtype.name not in MIL_STORED or not array.flags.c_contiguous:
             raise TypeError(
