@@ -60,10 +60,11 @@ class MilModel:
     def run(self, procedure: str, **given: Any) -> dict[str, np.ndarray]:
         """Outputs by what they are ("y", "dx", "d_q_lora_a"); `given` has at least the inputs, (C, S) or (rows, columns)."""
         function = self.functions[procedure]
-        inputs = {
-            name: given[name[4:]].reshape(kind.shape) if name[4:] == "documents" else given[name[4:]][None, :, None, :]
-            for name, kind in function.inputs.items()
-        }
+        inputs = {}
+        for name, kind in function.inputs.items():
+            array = np.atleast_2d(given[name[4:]])
+            fill = [(0, have - n) for have, n in zip((kind.shape[1], kind.shape[3]), array.shape, strict=True)]
+            inputs[name] = np.pad(array, fill)[None, :, None, :]
         out = mil_reader.run(function, self.blob, inputs, half=self.half)
         self.largest = max([self.largest, *(float(np.abs(v).max()) for v in out.values())])
         return {name[4:]: v[0, :, 0, :] for name, v in out.items()}
@@ -88,12 +89,14 @@ class MilModel:
             roles |= {f"{n}_lora_{ab.lower()}": f"{prefix}{module}.lora_{ab}.weight" for ab in "AB"}
         return roles
 
-    def _keep(self, grads: dict[str, np.ndarray], part: str, layer: int, out: dict[str, np.ndarray]) -> None:
+    def _keep(self, grads: dict[str, np.ndarray], part: str, layer: int, out: dict[str, np.ndarray], params: Any) -> None:
         prefix = f"model.layers.{layer}." + ("self_attn." if part == "attention" else "mlp.")
         roles = self._roles(part, layer, prefix, ATTENTION if part == "attention" else FFN)
         for role, value in out.items():
             if role != "dx":
-                grads[roles[role[2:]]] = value.T if role.endswith("lora_b") else value
+                value = value.T if role.endswith("lora_b") else value
+                shape = np.atleast_2d(params[roles[role[2:]]]).shape  # without what the feed-forward width was filled up with
+                grads[roles[role[2:]]] = value[: shape[0], : shape[1]]
 
     def step(self, stream: Any, params: Any, *, loss_scale: float = 1.0) -> tuple[float, np.ndarray, dict[str, np.ndarray]]:
         """(summed loss, (T, V) logits, gradients by the names of the trained values)."""
@@ -117,7 +120,7 @@ class MilModel:
             if name is None:  # below the lowest adapter
                 break
             out = self.run(name, x=before, dy=dx, **documents, **self._given(part, layer, params))
-            self._keep(grads, part, layer, out)
+            self._keep(grads, part, layer, out, params)
             dx = out.get("dx")
         if self.lora is None:
             d_embed = grads.get("model.embed_tokens.weight", np.zeros_like(embed))

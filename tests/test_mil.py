@@ -233,6 +233,11 @@ REFUSED: list[tuple[str, Any, str]] = [
         lambda p, x: p.apply("add", x=x, y=p.table(numbers(1, 8, 1, 16640))),
         "axis 3 must be from 1 to 16384|go together",
     ),
+    (
+        "constant",
+        lambda p, x: p.weight(_core.MilUnread("w", (65537, 8))),
+        "a constant: shape .* axis 0 must be from 1 to 65536",
+    ),
     ("port order", lambda p, x: p.input("a", (1, 8, 1, 32)), "port a comes after x: .* alphabetical"),
     ("port name", lambda p, x: p.input("Y", (1, 8, 1, 32)), "name 'Y'"),
     ("port width", lambda p, x: p.input("y", (1, 8, 1, 16)), "multiple of 32"),

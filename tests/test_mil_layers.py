@@ -12,14 +12,15 @@ import mil_reader
 import numpy as np
 import pytest
 from mil_model import MilModel, in_half
-from test_cpu_engine import fill, random_weights, stream
+from test_cpu_engine import Stream, fill, random_weights, stream
 
-from neuralforge import _core
+from neuralforge import _core, formats
 from neuralforge.ane_programs import ATTENTION, Procedure, build
 from neuralforge.backends import cpu
 from neuralforge.config import LoraConfig, ModelConfig, RopeConfig
 from neuralforge.errors import BackendError
 from neuralforge.models.rope import inverse_frequencies
+from neuralforge.tokenizer import Tokenizer
 
 LLAMA = ModelConfig(
     model_type="llama",
@@ -181,6 +182,35 @@ def test_in_float16_a_step_points_the_same_way(name, what):
     # fp16 rounds by 5e-4 after each op; the bars are those for training on the device
     assert ours == pytest.approx(loss, rel=0.01)
     assert worst >= 0.9995
+
+
+@pytest.mark.parametrize("what", ["lora", "full"])
+def test_a_trained_model_in_float16(shared, what):
+    """Real weights and real text; the feed-forward width, 172, is filled up to 192."""
+    checkpoint = formats.load(shared / "models" / "stories260K" / "stories260K.bin")
+    tokenizer = Tokenizer.from_file(shared / "models" / "stories260K" / "tok512.bin")
+    ids = np.array(tokenizer.encode((shared / "text" / "tinystories_0.9MB.txt").read_text()[:2000])[:257], np.int32)
+    batch = Stream(ids[:-1], ids[1:].copy(), np.arange(256, dtype=np.int32), np.array([0, 256], np.int32))
+    lora = ALL if what == "lora" else None
+    session = cpu.open(checkpoint.config, checkpoint.weights, train=what, lora=lora, max_tokens=256, threads=1, dtype="f32")
+    if lora:
+        session.params.flat[...] = np.random.default_rng(2).normal(0, 0.02, session.params.size)
+        session.update(session.params)
+    expected, _ = session.loss_and_grads(batch)
+    logits = session.logits(batch.tokens)
+    model = MilModel(checkpoint.config, checkpoint.weights, lora, seq=256, packed=False)
+    model.half = True
+    loss, ours, grads = model.step(batch, session.params, loss_scale=16.0)
+    worst = min(cosine(g, session.grads[n].reshape(g.shape).astype(float)) for n, g in grads.items())
+    same = float((ours.argmax(1) == logits.argmax(1)).mean())
+    print(
+        f"{what}: loss {loss / 256:.4f}, {expected / 256:.4f}; cosine {worst:.6f}; {100 * same:.1f} % of the best tokens equal"
+    )
+    assert loss == pytest.approx(expected, rel=0.01)
+    assert worst >= 0.9995
+    # where they differ the two best logits are as near as fp16 lets them be told apart
+    for t in np.flatnonzero(ours.argmax(1) != logits.argmax(1)):
+        assert logits[t].max() - logits[t][ours[t].argmax()] < 0.02
 
 
 SUBSETS = [["q_proj"], ["k_proj"], ["v_proj"], ["o_proj"], ["q_proj", "v_proj"], ["gate_proj"], ["up_proj"], ["down_proj"]]

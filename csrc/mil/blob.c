@@ -19,7 +19,7 @@ static int equal(const nf_mil_blob *a, const nf_mil_blob *b) {
     if (a->form != b->form || a->transposed != b->transposed || a->source.rows != b->source.rows ||
         a->source.cols != b->source.cols || a->source.stored != b->source.stored || !a->owned != !b->owned)
         return 0;
-    if (a->owned) return !memcmp(a->owned, b->owned, (size_t)a->count * sizeof(float));
+    if (a->owned) return !memcmp(a->owned, b->owned, (size_t)a->count * sizeof *a->owned);
     if (!a->source.data && !b->source.data) return a->source.key && a->source.key == b->source.key;
     return a->source.data == b->source.data;
 }
@@ -64,10 +64,10 @@ nf_mil_value nf_mil_table(nf_mil *p, nf_mil_type type, const float *values) {
     if (p->status != NF_OK || !check_size(p, &type, nf_mil_size(&type), "table")) return 0;
     int64_t count = nf_mil_size(&type);
     /* a bound for what is copied: a mask of the widest sequence */
-    float *copy = count <= p->limits.width * p->limits.width ? malloc((size_t)count * sizeof *copy) : NULL;
+    uint16_t *copy = count <= p->limits.width * p->limits.width ? malloc((size_t)count * sizeof *copy) : NULL;
     if (!copy) return nf_mil_refuse(p, NF_ERR_MEMORY, "no memory for a table of %lld values", (long long)count);
-    memcpy(copy, values, (size_t)count * sizeof *copy);
-    nf_mil_array source = {copy, NF_MIL_STORED_F32, count, 1, 0};
+    for (int64_t i = 0; i < count; i++) copy[i] = nf_float_to_half(values[i]);
+    nf_mil_array source = {copy, NF_MIL_STORED_F16, count, 1, 0};
     return value_of(p, type, keep(p, (nf_mil_blob){.form = NF_MIL_BLOB_FP16, .source = source, .owned = copy, .count = count}));
 }
 

@@ -76,7 +76,8 @@ static nf_mil_function *current(nf_mil *p) {
 
 nf_mil_value nf_mil_add_value(nf_mil *p, nf_mil_type type, nf_mil_origin origin, int32_t from) {
     nf_mil_function *f = current(p);
-    nf_mil_record *record = f ? nf_mil_grow(p, &p->values, sizeof *record) : NULL;
+    if (!f || (origin == NF_MIL_FROM_BLOB && !check_axes(p, &type, "a constant"))) return 0;
+    nf_mil_record *record = nf_mil_grow(p, &p->values, sizeof *record);
     if (!record) return 0;
     *record = (nf_mil_record){.type = type, .origin = origin, .from = from, .procedure = p->functions.count - 1};
     return f->last_value = p->values.count;

@@ -16,4 +16,6 @@ const nf_mil_limits nf_mil_device_limits = {
     .blob_bytes = 3750ll << 20,
     /* what omlx allows itself; 224 were in use: jundot/omlx pull request 2826 */
     .procedures = 256,
+    /* about 119 compiles of a process succeed, later ones fail silently: maderix/ANE README, M4; it stops at 100 itself */
+    .compiles = 100,
 };

@@ -45,7 +45,7 @@ typedef struct nf_mil_blob { /* one entry of the weight file */
     enum { NF_MIL_BLOB_FP16, NF_MIL_BLOB_INT8, NF_MIL_BLOB_SCALES } form;
     nf_mil_array source;
     int transposed;
-    float *owned;          /* the copy of a table, which source points to */
+    uint16_t *owned;       /* the copy of a table, in fp16, which source points to */
     int64_t count, offset; /* values; place of the entry's metadata in the file */
 } nf_mil_blob;
 

@@ -33,6 +33,7 @@ typedef struct nf_mil_limits {
     int64_t row_values;  /* widths of fp16 ports are multiples of this */
     int64_t blob_bytes;  /* weights of one program */
     int64_t procedures;  /* functions of one program */
+    int64_t compiles;    /* programs that one process may compile; for planners */
 } nf_mil_limits;
 
 extern const nf_mil_limits nf_mil_device_limits;

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import formats
+from . import _core, formats
 from .ane_programs import Job, Procedure, banks, build
 from .config import ModelConfig, tensor_shapes
 from .errors import OutputError
@@ -23,8 +23,6 @@ from .formats import hf
 from .lora import lora_shapes
 from .weights import Tensor, Weights
 
-# compiles that a process is sure of; about 119 succeed (maderix/ANE README and stories_config.h)
-COMPILE_BUDGET = 100
 # fp16 peak that was reached, M4 (maderix, second write-up)
 PEAK_TFLOPS = 19.0
 # share of the peak that the original reaches in training (maderix/ANE README)
@@ -190,9 +188,7 @@ def _cpu_flops(job: Job) -> float:
     return 8.0 * job.seq * c.vocab_size + job.seq * c.hidden_size + 12.0 * trained
 
 
-def plan(
-    model: str, job: Job, *, chip: str = "M4", limits: dict[str, int] | None = None, budget: int = COMPILE_BUDGET
-) -> AnePlan:
+def plan(model: str, job: Job, *, chip: str = "M4", limits: dict[str, int] | None = None) -> AnePlan:
     """Plan from shapes alone.
 
     Args:
@@ -200,7 +196,6 @@ def plan(
         job: what is trained, and how many tokens at a time.
         chip: a key of `chips`.
         limits: what to take instead of `_core.MIL_LIMITS`; "procedures": 1 plans without several procedures in a program.
-        budget: compiles that a process is sure of.
 
     Raises:
         ConfigError: a layer does not fit into a program.
@@ -213,7 +208,7 @@ def plan(
     loss = 0.0 if job.mode == "generate" else 1e3 * LOSS_SECONDS * job.seq * job.config.vocab_size
     predicted = {name: line.ms(calls, flops) + loss for name, line in chips().items()}
     ms = predicted[chip]
-    restarts = math.ceil(len(programs) / budget) - 1
+    restarts = math.ceil(len(programs) / (_core.MIL_LIMITS | (limits or {}))["compiles"]) - 1
     work = flops + sum(p.step_values for p in programs)
     useful = sum(p.forward_flops for p in programs) * {"lora": 2, "full": 3, "generate": 1}[job.mode]
     return AnePlan(
