@@ -10,7 +10,7 @@ from typing import Any
 import mil_reader
 import numpy as np
 
-from neuralforge.ane_programs import ATTENTION, FFN, Job, build, mil_shape, procedures
+from neuralforge.ane_programs import ATTENTION, FFN, NORMS, Job, build, mil_shape, procedures
 from neuralforge.config import LoraConfig, ModelConfig
 from neuralforge.weights import Tensor
 
@@ -69,29 +69,27 @@ class MilModel:
         self.largest = max([self.largest, *(float(np.abs(v).max()) for v in out.values())])
         return {name[4:]: v[0, :, 0, :] for name, v in out.items()}
 
-    def _given(self, part: str, layer: int, params: Any) -> dict[str, np.ndarray]:
-        """The trained values of a part, by the names of its ports."""
-        prefix = f"model.layers.{layer}." + ("self_attn." if part == "attention" else "mlp.")
-        modules = ATTENTION if part == "attention" else FFN
+    def _given(self, layer: int, params: Any) -> dict[str, np.ndarray]:
+        """The trained values of a layer, by the names of their ports."""
         found = {}
-        for role, name in self._roles(part, layer, prefix, modules).items():
+        for role, name in self._roles(layer).items():
             if name in params:
                 value = np.asarray(params[name], np.float64)
                 found[role] = value.T if role.endswith("lora_b") else np.atleast_2d(value)
         return found
 
-    def _roles(self, part: str, layer: int, prefix: str, modules: dict[str, str]) -> dict[str, str]:
-        norm = "input_layernorm" if part == "attention" else "post_attention_layernorm"
-        roles = {"norm_gain": f"model.layers.{layer}.{norm}.weight"}
-        roles |= {f"{n}_gain": f"{prefix}{n}.weight" for n in ("q_norm", "k_norm")}
+    def _roles(self, layer: int) -> dict[str, str]:
+        prefix = f"model.layers.{layer}."
+        roles = {f"{n}_gain": f"{prefix}{stored}.weight" for n, stored in NORMS.items()}
+        roles |= {f"{n}_gain": f"{prefix}self_attn.{n}.weight" for n in ("q_norm", "k_norm")}
+        modules = {n: f"self_attn.{m}" for n, m in ATTENTION.items()} | {n: f"mlp.{m}" for n, m in FFN.items()}
         for n, module in modules.items():
             roles |= {f"{n}_{kind}": f"{prefix}{module}.{kind}" for kind in ("weight", "bias")}
             roles |= {f"{n}_lora_{ab.lower()}": f"{prefix}{module}.lora_{ab}.weight" for ab in "AB"}
         return roles
 
-    def _keep(self, grads: dict[str, np.ndarray], part: str, layer: int, out: dict[str, np.ndarray], params: Any) -> None:
-        prefix = f"model.layers.{layer}." + ("self_attn." if part == "attention" else "mlp.")
-        roles = self._roles(part, layer, prefix, ATTENTION if part == "attention" else FFN)
+    def _keep(self, grads: dict[str, np.ndarray], layer: int, out: dict[str, np.ndarray], params: Any) -> None:
+        roles = self._roles(layer)
         for role, value in out.items():
             if role != "dx":
                 value = value.T if role.endswith("lora_b") else value
@@ -109,9 +107,9 @@ class MilModel:
         x = embed[stream.tokens].T
         inputs = []
         for layer in range(c.num_hidden_layers):
-            for part in ("attention", "ffn"):
+            for part in ("layer",) if self.job.whole_layers else ("attention", "ffn"):
                 inputs.append((part, layer, x))
-                x = self.run(self.of(part, "forward", layer), x=x, **documents, **self._given(part, layer, params))["y"]
+                x = self.run(self.of(part, "forward", layer), x=x, **documents, **self._given(layer, params))["y"]
         logits, d_logits, loss = self._loss(x, head, gain, stream)
         grads: dict[str, np.ndarray] = {}
         dx = self._head_gradients(x, head, gain, d_logits * loss_scale, grads, tied)
@@ -119,8 +117,8 @@ class MilModel:
             name = self.of(part, "backward", layer)
             if name is None:  # below the lowest adapter
                 break
-            out = self.run(name, x=before, dy=dx, **documents, **self._given(part, layer, params))
-            self._keep(grads, part, layer, out, params)
+            out = self.run(name, x=before, dy=dx, **documents, **self._given(layer, params))
+            self._keep(grads, layer, out, params)
             dx = out.get("dx")
         if self.lora is None:
             d_embed = grads.get("model.embed_tokens.weight", np.zeros_like(embed))

@@ -40,13 +40,14 @@ def test_a_wrong_shape_would_be_seen():
     assert compared == 1 and len(wrong) == 1 and "add out" in wrong[0]
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["parts", "layers"])
 @pytest.mark.parametrize("what", ["lora", "full"])
 @pytest.mark.parametrize("dialect", ["ios16", "ios18"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_op_of_every_program_is_apples(name, dialect, what):
+def test_every_op_of_every_program_is_apples(name, dialect, what, whole):
     config = dataclasses.replace(CONFIGS[name], num_hidden_layers=1)  # the programs of all layers are alike
     weights = in_half(random_weights(config))
-    model = MilModel(config, weights, ALL if what == "lora" else None, seq=SEQ, dialect=dialect, chunk=64)
+    model = MilModel(config, weights, ALL if what == "lora" else None, seq=SEQ, dialect=dialect, chunk=64, whole_layers=whole)
     for function in model.functions.values():
         ops = sum(op.kind != "const" for op in function.ops)
         assert mil_coremltools.rebuild(function, model.blob) == (ops, []), function.name

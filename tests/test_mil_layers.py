@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,15 @@ def compare(model: MilModel, session: Any, batch: Any, **options: Any) -> dict[s
     return distance | {"loss": abs(loss - options.get("loss", session.loss(batch)[0])) / loss}
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["parts", "layers"])
 @pytest.mark.parametrize("what", ["lora", "full"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_training_step_is_that_of_the_engine(name, what):
+def test_a_training_step_is_that_of_the_engine(name, what, whole):
     config, lora = CONFIGS[name], ALL if what == "lora" else None
     weights = in_half(random_weights(config))
     batch = stream([25, 39], config.vocab_size)
     session, _ = engine(config, weights, lora, batch)
-    model = MilModel(config, weights, lora, seq=SEQ, chunk=64 if name in ("llama", "qwen3") else 97)
+    model = MilModel(config, weights, lora, seq=SEQ, chunk=64 if name in ("llama", "qwen3") else 97, whole_layers=whole)
     assert model.sharpen() > 0
     distance = compare(model, session, batch)
     assert max(distance.values()) <= ENGINE, distance
@@ -216,14 +218,15 @@ def test_a_trained_model_in_float16(shared, what):
 SUBSETS = [["q_proj"], ["k_proj"], ["v_proj"], ["o_proj"], ["q_proj", "v_proj"], ["gate_proj"], ["up_proj"], ["down_proj"]]
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["parts", "layers"])
 @pytest.mark.parametrize("modules", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_any_adapters_give_the_engines_gradients(name, modules):
+def test_any_adapters_give_the_engines_gradients(name, modules, whole):
     config, lora = CONFIGS[name], LoraConfig(r=3, lora_alpha=6, target_modules=modules)
     weights = in_half(random_weights(config))
     batch = stream([64], config.vocab_size)
     session, _ = engine(config, weights, lora, batch)
-    model = MilModel(config, weights, lora, seq=SEQ, packed=False)
+    model = MilModel(config, weights, lora, seq=SEQ, packed=False, whole_layers=whole)
     model.sharpen()
     distance = compare(model, session, batch)
     assert max(distance.values()) <= ENGINE, distance
@@ -235,7 +238,7 @@ def test_below_the_lowest_adapter_nothing_is_computed(modules):
     config, lora = CONFIGS["qwen3"], LoraConfig(r=3, lora_alpha=6, target_modules=modules)
     weights = in_half(random_weights(config))
     part = "attention" if set(modules) & set(ATTENTION.values()) else "ffn"
-    model = MilModel(config, weights, lora, seq=SEQ)
+    model = MilModel(config, weights, lora, seq=SEQ, whole_layers=False)
     assert [p.name for p in model.procedures if p.way == "backward" and not p.dx] == [f"{part}_backward_0"]
     assert ("attention_backward_0" in model.functions) == (part == "attention")
     longer = build(model.job, [Procedure(part, "backward", 0, dx=True)], weights)
@@ -355,8 +358,8 @@ BEYOND = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_programs_use_the_ops_that_the_page_lists(name):
     used: set[str] = set()
-    for lora in (ALL, None):
-        model = MilModel(CONFIGS[name], in_half(random_weights(CONFIGS[name])), lora, seq=SEQ, chunk=64)
+    for lora, whole in itertools.product((ALL, None), (False, True)):
+        model = MilModel(CONFIGS[name], in_half(random_weights(CONFIGS[name])), lora, seq=SEQ, chunk=64, whole_layers=whole)
         used |= set().union(*(signatures(f) for f in model.functions.values()))
     assert used <= SEEN | BEYOND, used - SEEN - BEYOND
     if name == "qwen3":

@@ -9,19 +9,7 @@
 
 enum { MASKED = -30000 }; /* two of them still fit into fp16, and exp of either is 0 */
 
-typedef struct attention { /* the ports, tables and values of the forward pass */
-    nf_mil_v x, dy, documents;
-    nf_mil_projection q, k, v, o;
-    nf_mil_v q_gain, k_gain;
-    nf_mil_normed norm, q_norm, k_norm;
-    nf_mil_v n;            /* normed x */
-    nf_mil_v turn;         /* P [1, 1, d, d]: (P x) is x with each pair (a, b) as (-b, a) */
-    nf_mil_v q_cos, q_sin; /* [1, 1, d, S], times 1/sqrt(d), which keeps the scores small */
-    nf_mil_v k_cos, k_sin;
-    nf_mil_v spread, gather;        /* [H, K, 1, 1] of ones and its transpose: each key head to its query heads; 0 when H = K */
-    nf_mil_v q_heads, keys, values; /* rotated, spread */
-    nf_mil_v probabilities;
-} attention;
+typedef nf_mil_attending attention;
 
 /* --- tables */
 
@@ -86,12 +74,10 @@ static nf_mil_v head_table(nf_mil *p, int64_t H, int64_t K, int transposed) {
 
 /* --- the forward pass */
 
-static attention open_attention(nf_mil_part *t, const nf_mil_attention *w, int backward) {
+attention nf_mil_attention_open(nf_mil_part *t, const nf_mil_attention *w, nf_mil_v x, nf_mil_v documents) {
     const nf_mil_shape *s = t->shape;
     int64_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
-    attention a = {.x = nf_mil_part_input(t, "x", s->hidden, s->seq)};
-    if (backward) a.dy = nf_mil_part_input(t, "dy", s->hidden, s->seq);
-    if (s->packed) a.documents = nf_mil_part_input(t, "documents", 1, s->seq);
+    attention a = {.about = w, .x = x, .documents = documents};
     nf_mil_v gain = nf_mil_gain(t, "norm_gain", &w->norm, 1, s->hidden);
     if (w->q_norm.rows) a.q_gain = nf_mil_gain(t, "q_norm_gain", &w->q_norm, 2, s->head_dim);
     if (w->k_norm.rows) a.k_gain = nf_mil_gain(t, "k_norm_gain", &w->k_norm, 2, s->head_dim);
@@ -168,12 +154,9 @@ static nf_mil_v attended(nf_mil_part *t, const attention *a) {
     return joined(t, nf_mil_product(t->p, a->values, a->probabilities, 0, 1), t->shape->heads);
 }
 
-void nf_mil_attention_forward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_attention *w) {
-    nf_mil_part t = nf_mil_part_begin(p, name, shape);
-    attention a = open_attention(&t, w, 0);
-    attend(&t, &a, 1);
-    nf_mil_part_output(&t, "y", nf_mil_two(p, "add", a.x, nf_mil_projected(&t, &a.o, attended(&t, &a))));
-    nf_mil_end(p);
+nf_mil_v nf_mil_attention_value(nf_mil_part *t, attention *a) {
+    attend(t, a, 1);
+    return nf_mil_two(t->p, "add", a->x, nf_mil_projected(t, &a->o, attended(t, a)));
 }
 
 /* --- the backward pass */
@@ -200,24 +183,28 @@ static nf_mil_v gathered(nf_mil_part *t, attention *a, nf_mil_v x) {
     return nf_mil_convolve(t->p, x, a->gather);
 }
 
-void nf_mil_attention_backward(nf_mil *p, const char *name, const nf_mil_shape *s, const nf_mil_attention *w, int dx) {
-    nf_mil_part t = nf_mil_part_begin(p, name, s);
-    dx = dx || s->trained == NF_MIL_FULL;
-    int q = dx || w->q.rank, k = dx || w->k.rank, v = dx || w->v.rank, o = nf_mil_is_trained(&t, &w->o);
-    attention a = open_attention(&t, w, 1);
-    attend(&t, &a, q || k || o);
-    nf_mil_v d_out = nf_mil_projection_gradient(&t, &a.o, a.dy, o ? attended(&t, &a) : 0, q || k || v);
-    if (q || k || v) d_out = heads(&t, d_out, s->heads);
-    nf_mil_v scores = q || k ? score_gradient(p, &a, d_out) : 0, dn = 0;
-    if (q) dn = through_heads(&t, &a, &a.q, &a.q_norm, nf_mil_product(p, a.keys, scores, 0, 1), s->heads, a.q_cos, a.q_sin, dx);
+int nf_mil_attention_trained(const nf_mil_part *t, const nf_mil_attention *w) {
+    return nf_mil_is_trained(t, &w->q) || w->k.rank || w->v.rank || w->o.rank;
+}
+
+nf_mil_v nf_mil_attention_gradient(nf_mil_part *t, attention *a, nf_mil_v dy, int dx) {
+    nf_mil *p = t->p;
+    const nf_mil_shape *s = t->shape;
+    const nf_mil_attention *w = a->about;
+    int q = dx || w->q.rank, k = dx || w->k.rank, v = dx || w->v.rank, o = nf_mil_is_trained(t, &w->o);
+    attend(t, a, q || k || o);
+    nf_mil_v d_out = nf_mil_projection_gradient(t, &a->o, dy, o ? attended(t, a) : 0, q || k || v);
+    if (q || k || v) d_out = heads(t, d_out, s->heads);
+    nf_mil_v scores = q || k ? score_gradient(p, a, d_out) : 0, dn = 0;
+    if (q)
+        dn = through_heads(t, a, &a->q, &a->q_norm, nf_mil_product(p, a->keys, scores, 0, 1), s->heads, a->q_cos, a->q_sin, dx);
     if (k) {
-        nf_mil_v d_keys = gathered(&t, &a, nf_mil_product(p, a.q_heads, scores, 0, 0));
-        dn = nf_mil_sum(p, dn, through_heads(&t, &a, &a.k, &a.k_norm, d_keys, s->kv_heads, a.k_cos, a.k_sin, dx));
+        nf_mil_v d_keys = gathered(t, a, nf_mil_product(p, a->q_heads, scores, 0, 0));
+        dn = nf_mil_sum(p, dn, through_heads(t, a, &a->k, &a->k_norm, d_keys, s->kv_heads, a->k_cos, a->k_sin, dx));
     }
     if (v) {
-        nf_mil_v d_values = joined(&t, gathered(&t, &a, nf_mil_product(p, d_out, a.probabilities, 0, 0)), s->kv_heads);
-        dn = nf_mil_sum(p, dn, nf_mil_projection_gradient(&t, &a.v, d_values, a.n, dx));
+        nf_mil_v d_values = joined(t, gathered(t, a, nf_mil_product(p, d_out, a->probabilities, 0, 0)), s->kv_heads);
+        dn = nf_mil_sum(p, dn, nf_mil_projection_gradient(t, &a->v, d_values, a->n, dx));
     }
-    nf_mil_v through = dx ? nf_mil_norm_gradient(&t, &a.norm, dn, 1) : 0;
-    nf_mil_part_end(&t, through ? nf_mil_two(p, "add", a.dy, through) : 0);
+    return dx ? nf_mil_two(p, "add", dy, nf_mil_norm_gradient(t, &a->norm, dn, 1)) : 0;
 }

@@ -89,9 +89,12 @@ nf_mil_value nf_mil_weight_int8(nf_mil *p, const nf_mil_array *array, int transp
     int32_t scales = keep(p, entry);
     int old = p->dialect == NF_MIL_IOS16;
     nf_mil_type scale_type = {NF_MIL_FP16, old ? 1 : 4, {rows, old ? 0 : 1, old ? 0 : 1, old ? 0 : 1}};
-    /* fresh values, since those of the old form stand inside their op */
-    int32_t d = data < 0 ? 0 : nf_mil_add_value(p, (nf_mil_type){NF_MIL_INT8, 4, {rows, cols, 1, 1}}, NF_MIL_FROM_BLOB, data);
-    int32_t s = scales < 0 ? 0 : nf_mil_add_value(p, scale_type, NF_MIL_FROM_BLOB, scales);
+    nf_mil_type type = {NF_MIL_INT8, 4, {rows, cols, 1, 1}};
+    /* the constants of the old form stand inside their op, each time anew */
+    int32_t d = data < 0 ? 0 : old ? nf_mil_add_value(p, type, NF_MIL_FROM_BLOB, data) : value_of(p, type, data);
+    int32_t s = scales < 0 ? 0
+                : old      ? nf_mil_add_value(p, scale_type, NF_MIL_FROM_BLOB, scales)
+                           : value_of(p, scale_type, scales);
     static const int32_t zero = 0;
     if (!old)
         return nf_mil_apply(p, "constexpr_blockwise_shift_scale", (nf_mil_arg[]){{"data", &d, 1, 0}, {"scale", &s, 1, 0}}, 2);

@@ -289,15 +289,24 @@ static void count_work(nf_mil *p, const nf_mil_call *call, const nf_mil_type *re
     about->matrix_flops += 2 * inner * nf_mil_size(result);
 }
 
+/* Equal numbers, the same value, or two names of one constant in the weight file. */
+static int same_item(const nf_mil *p, nf_mil_param_kind kind, int32_t a, int32_t b) {
+    if (a == b || kind > NF_MIL_PARAM_LIST) return a == b;
+    const nf_mil_record *x = nf_mil_record_of(p, a), *y = nf_mil_record_of(p, b);
+    return x->origin == NF_MIL_FROM_BLOB && y->origin == NF_MIL_FROM_BLOB && x->from == y->from &&
+           !memcmp(&x->type, &y->type, sizeof x->type);
+}
+
 /* The result of the same op on the same values, earlier in the procedure; 0 when there is none. */
 static nf_mil_value made_before(const nf_mil *p, const nf_mil_function *f, const nf_mil_call *call) {
-    for (int32_t i = f->first_call; i < f->last_call; i++) {
-        const nf_mil_call *other = nf_mil_call_at(p, i);
-        int equal = other->row == call->row && !call->row->attributes;
+    for (int32_t k = f->first_call; k < f->last_call; k++) {
+        const nf_mil_call *other = nf_mil_call_at(p, k);
+        int equal = other->row == call->row;
         for (int n = 0; equal && n < NF_MIL_MAX_PARAMS && call->row->params[n].name; n++) {
             const nf_mil_operand *a = &other->operand[n], *b = &call->operand[n];
-            equal = a->count == b->count && !strcmp(a->text, b->text) &&
-                    !memcmp(nf_mil_items_of(p, a), nf_mil_items_of(p, b), (size_t)a->count * sizeof(int32_t));
+            equal = a->count == b->count && !strcmp(a->text, b->text);
+            for (int32_t i = 0; equal && i < a->count; i++)
+                equal = same_item(p, call->row->params[n].kind, nf_mil_items_of(p, a)[i], nf_mil_items_of(p, b)[i]);
         }
         if (equal) return other->result;
     }

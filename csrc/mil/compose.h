@@ -64,6 +64,40 @@ nf_mil_v nf_mil_projection_gradient(nf_mil_part *t, const nf_mil_projection *w, 
 /* Whether anything of it is trained. */
 int nf_mil_is_trained(const nf_mil_part *t, const nf_mil_linear *about);
 
+/* Attention while it is written: its ports, tables, and values of the forward pass. */
+typedef struct nf_mil_attending {
+    const nf_mil_attention *about;
+    nf_mil_v x, documents;
+    nf_mil_projection q, k, v, o;
+    nf_mil_v q_gain, k_gain;
+    nf_mil_normed norm, q_norm, k_norm;
+    nf_mil_v n;            /* normed x */
+    nf_mil_v turn;         /* P [1, 1, d, d]: (P x) is x with each pair (a, b) as (-b, a) */
+    nf_mil_v q_cos, q_sin; /* [1, 1, d, S], times 1/sqrt(d), which keeps the scores small */
+    nf_mil_v k_cos, k_sin;
+    nf_mil_v spread, gather;        /* [H, K, 1, 1] of ones and its transpose: each key head to its query heads; 0 when H = K */
+    nf_mil_v q_heads, keys, values; /* rotated, spread */
+    nf_mil_v probabilities;
+} nf_mil_attending;
+/* Declares the ports of the weights; `documents` may be 0. */
+nf_mil_attending nf_mil_attention_open(nf_mil_part *t, const nf_mil_attention *w, nf_mil_v x, nf_mil_v documents);
+nf_mil_v nf_mil_attention_value(nf_mil_part *t, nf_mil_attending *a);
+/* Keeps the gradients of what is trained; gives that of x, or 0 when it is not wanted. The forward values are made if needed. */
+nf_mil_v nf_mil_attention_gradient(nf_mil_part *t, nf_mil_attending *a, nf_mil_v dy, int dx);
+int nf_mil_attention_trained(const nf_mil_part *t, const nf_mil_attention *w);
+
+/* The same for the feed-forward part. */
+typedef struct nf_mil_feeding {
+    const nf_mil_ffn *about;
+    nf_mil_v x;
+    nf_mil_projection gate, up, down;
+    nf_mil_normed norm;
+    nf_mil_v n, g, u, s, a; /* normed, gate, up, sigmoid(g), g * s */
+} nf_mil_feeding;
+nf_mil_feeding nf_mil_ffn_open(nf_mil_part *t, const nf_mil_ffn *w, nf_mil_v x);
+nf_mil_v nf_mil_ffn_value(nf_mil_part *t, nf_mil_feeding *f);
+nf_mil_v nf_mil_ffn_gradient(nf_mil_part *t, nf_mil_feeding *f, nf_mil_v dy, int dx);
+
 /* x + y where either may be missing. */
 static inline nf_mil_v nf_mil_sum(nf_mil *p, nf_mil_v x, nf_mil_v y) { return x && y ? nf_mil_two(p, "add", x, y) : x ? x : y; }
 

@@ -11,7 +11,7 @@
      documents    [1, 1, 1, S], with `packed`: the number of each token's document, not falling
      q_lora_a     A [1, r, 1, in], trained                     q_lora_b   B transposed: [1, r, 1, out], trained
      q_weight     W [1, out, 1, in] in nf_mil_full             q_bias     [1, 1, 1, out]
-     norm_gain    [1, 1, 1, C]                                 q_norm_gain, k_norm_gain
+     norm_gain    [1, 1, 1, C]                                 q_norm_gain, k_norm_gain, ffn_norm_gain
    and an output d_... for the gradient of each trained one, in its shape. */
 #ifndef NF_MIL_LAYERS_H
 #define NF_MIL_LAYERS_H
@@ -75,6 +75,11 @@ void nf_mil_attention_forward(nf_mil *p, const char *name, const nf_mil_shape *s
 void nf_mil_attention_backward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_attention *w, int dx);
 void nf_mil_ffn_forward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_ffn *w);
 void nf_mil_ffn_backward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_ffn *w, int dx);
+/* Both in one procedure: half the calls, and the attention's output is computed once more on the way back. */
+void nf_mil_layer_forward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_attention *attention,
+                          const nf_mil_ffn *ffn);
+void nf_mil_layer_backward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_attention *attention,
+                           const nf_mil_ffn *ffn, int dx);
 /* norm(x) alone, for a classifier in several chunks. */
 void nf_mil_norm_forward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_array *gain);
 void nf_mil_norm_backward(nf_mil *p, const char *name, const nf_mil_shape *shape, const nf_mil_array *gain);

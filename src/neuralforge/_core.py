@@ -612,36 +612,52 @@ class MilProgram:
         dx: bool = True,
     ) -> None:
         """`nf_mil_attention_forward` or `_backward`; linears q, k, v, o; norms norm and, if there are, q_norm, k_norm."""
-        given = {n: self._linear(linears[n]) for n in "qkvo"} | {
-            n: self.array(norms.get(n)) for n in ("norm", "q_norm", "k_norm")
-        }
-        self._part("attention", name, shape, given, backward=backward, dx=dx)
+        self._part("attention", name, shape, [self._attention(linears, norms)], backward=backward, dx=dx)
 
     def ffn(
         self, name: str, shape: MilShape, linears: dict[str, MilLinear], norm: MilArray, *, backward: bool, dx: bool = True
     ) -> None:
         """`nf_mil_ffn_forward` or `_backward`; linears gate, up, down."""
-        given = {n: self._linear(linears[n]) for n in ("gate", "up", "down")} | {"norm": self.array(norm)}
-        self._part("ffn", name, shape, given, backward=backward, dx=dx)
+        self._part("ffn", name, shape, [self._ffn(linears, norm)], backward=backward, dx=dx)
+
+    def layer(
+        self,
+        name: str,
+        shape: MilShape,
+        linears: dict[str, MilLinear],
+        norms: dict[str, MilArray],
+        *,
+        backward: bool,
+        dx: bool = True,
+    ) -> None:
+        """`nf_mil_layer_forward` or `_backward`; norms as for attention, and ffn_norm."""
+        given = [self._attention(linears, norms), self._ffn(linears, norms["ffn_norm"])]
+        self._part("layer", name, shape, given, backward=backward, dx=dx)
 
     def head(
         self, name: str, shape: MilShape, weight: MilArray, norm: MilArray, *, backward: bool, accumulate: bool = False
     ) -> None:
         """`nf_mil_head_forward` or `_backward`."""
         given = {"weight": self.array(weight), "norm": self.array(norm), "accumulate": accumulate}
-        self._part("head", name, shape, given, backward=backward)
+        self._part("head", name, shape, [ffi.new("nf_mil_head *", given)], backward=backward)
 
     def norm(self, name: str, shape: MilShape, gain: MilArray, *, backward: bool) -> None:
         """`nf_mil_norm_forward` or `_backward`."""
         call = lib.nf_mil_norm_backward if backward else lib.nf_mil_norm_forward
         call(self.handle, name.encode(), self._shape(shape), ffi.new("nf_mil_array *", self.array(gain)))
 
-    def _part(
-        self, part: str, name: str, shape: MilShape, given: dict[str, Any], *, backward: bool, dx: bool | None = None
-    ) -> None:
+    def _part(self, part: str, name: str, shape: MilShape, given: list[Any], *, backward: bool, dx: bool | None = None) -> None:
         call = getattr(lib, f"nf_mil_{part}_{'backward' if backward else 'forward'}")
         last = [dx] if backward and dx is not None else []
-        call(self.handle, name.encode(), self._shape(shape), ffi.new(f"nf_mil_{part} *", given), *last)
+        call(self.handle, name.encode(), self._shape(shape), *given, *last)
+
+    def _attention(self, linears: dict[str, MilLinear], norms: dict[str, MilArray]) -> Any:
+        parts = {n: self._linear(linears[n]) for n in "qkvo"}
+        return ffi.new("nf_mil_attention *", parts | {n: self.array(norms.get(n)) for n in ("norm", "q_norm", "k_norm")})
+
+    def _ffn(self, linears: dict[str, MilLinear], norm: MilArray) -> Any:
+        parts = {n: self._linear(linears[n]) for n in ("gate", "up", "down")}
+        return ffi.new("nf_mil_ffn *", parts | {"norm": self.array(norm)})
 
     def _linear(self, linear: MilLinear) -> dict[str, Any]:
         arrays = {"weight": self.array(linear.weight), "bias": self.array(linear.bias)}

@@ -168,7 +168,7 @@ class AnePlan:
 
 def _repeats(job: Job, procedure: Procedure) -> int:
     """How often a micro-step calls it."""
-    return job.config.num_hidden_layers if procedure.index < 0 and procedure.part in ("attention", "ffn") else 1
+    return job.config.num_hidden_layers if procedure.index < 0 and procedure.part in ("layer", "attention", "ffn") else 1
 
 
 def _ops(text: str) -> dict[str, int]:
@@ -252,7 +252,7 @@ def _surface_bytes(job: Job) -> int:
     """Inputs of all parts, two gradients in turn, the logits, and the trained values with their gradients."""
     c = job.config
     one = 2 * job.seq * c.hidden_size
-    kept = 2 * c.num_hidden_layers + 1 if job.mode != "generate" else 2
+    kept = (1 if job.whole_layers else 2) * c.num_hidden_layers + 1 if job.mode != "generate" else 2
     trained = 0
     if job.lora is not None:
         trained = sum(math.prod(s) for s in lora_shapes(c, job.lora).values())

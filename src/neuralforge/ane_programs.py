@@ -24,6 +24,7 @@ from .weights import Tensor, Weights
 
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 FFN = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+NORMS = {"norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 ROW = _core.MIL_LIMITS["row_values"]
 
 
@@ -39,6 +40,7 @@ class Job:
         dialect: "ios16" (M1, M2) or "ios18".
         form: of the constant matrices, "fp16" or "int8".
         chunk: most rows of the classifier in one procedure.
+        whole_layers: a layer is one procedure, not two: half the calls, a little more computed again.
     """
 
     config: ModelConfig
@@ -49,6 +51,7 @@ class Job:
     dialect: str = "ios18"
     form: str = "fp16"
     chunk: int = _core.MIL_LIMITS["conv_inputs"]
+    whole_layers: bool = True
 
     def __post_init__(self) -> None:
         if (self.mode == "lora") != (self.lora is not None):
@@ -83,7 +86,7 @@ class Procedure:
     """One procedure: a part of a layer, rows of the classifier, or the last norm.
 
     Attributes:
-        part: "attention", "ffn", "head" or "norm".
+        part: "layer", its "attention" or "ffn", "head" or "norm".
         way: "forward" or "backward".
         index: the layer, or the chunk of the classifier; -1 where one procedure serves all layers.
         dx: whether a backward one gives the gradient of its input.
@@ -114,14 +117,15 @@ def procedures(job: Job) -> list[list[Procedure]]:
     layers = [-1] if job.mode == "full" else list(range(job.config.num_hidden_layers))
     ways = ["forward"] if job.mode == "generate" else ["forward", "backward"]
     groups = []
-    lowest = _lowest(job)
     for layer in layers:
         group = []
-        for order, part in enumerate(("attention", "ffn")):
-            place = (max(layer, 0), order)
-            if job.mode == "full":
-                place = (0, 1)
-            group += [Procedure(part, way, layer, dx=place > lowest) for way in ways if way == "forward" or place >= lowest]
+        for part in ("layer",) if job.whole_layers else ("attention", "ffn"):
+            place = _place(part, layer) if layer >= 0 else (1, 0)  # any but the lowest
+            group += [
+                Procedure(part, way, layer, dx=place > _lowest(job))
+                for way in ways
+                if way == "forward" or place >= _lowest(job)
+            ]
         groups.append(group)
     rows = chunks(job)
     for i, part_rows in enumerate(rows):
@@ -131,27 +135,30 @@ def procedures(job: Job) -> list[list[Procedure]]:
     return groups
 
 
+def _place(part: str, layer: int) -> tuple[int, int]:
+    return layer, int(part == "ffn")
+
+
 def _lowest(job: Job) -> tuple[int, int]:
     """(layer, 0 or 1 for attention or ffn) of the lowest trained part."""
-    return (0, 0) if job.lora is None or set(job.lora.modules) & set(ATTENTION.values()) else (0, 1)
+    if job.whole_layers or job.lora is None or set(job.lora.modules) & set(ATTENTION.values()):
+        return (0, 0)
+    return (0, 1)
 
 
 def constant_bytes(job: Job, group: Sequence[Procedure]) -> int:
     """About how large the constants of procedures that share weights are: W, and W^T where gradients pass through it."""
     if job.mode == "full":
         return 0
-    shapes = tensor_shapes(job.config)
-    value = 1 if job.form != "fp16" else 2
+    matrices = {n: math.prod(s) for n, s in tensor_shapes(job.config).items() if len(s) == 2}
     total = 0
     for p in group:
-        if p.way == "backward" and not any(q.way == "forward" and q.index == p.index for q in group):
-            continue
         if p.part == "head":
-            total += value * (p.rows[1] - p.rows[0]) * job.config.hidden_size
-        elif p.part in ("attention", "ffn"):
-            prefix = f"model.layers.{p.index}." + ("self_attn." if p.part == "attention" else "mlp.")
-            total += value * sum(math.prod(s) for n, s in shapes.items() if n.startswith(prefix) and len(s) == 2)
-    return total
+            total += (p.rows[1] - p.rows[0]) * job.config.hidden_size
+        elif p.part != "norm":
+            prefix = f"model.layers.{p.index}." + {"layer": "", "attention": "self_attn.", "ffn": "mlp."}[p.part]
+            total += sum(size for name, size in matrices.items() if name.startswith(prefix))
+    return total * (1 if job.form == "int8" else 2)
 
 
 def banks(job: Job, limits: dict[str, int] | None = None) -> list[list[Procedure]]:
@@ -254,15 +261,17 @@ def build(
     shape, source = mil_shape(job), _Source(job, weights)
     for p in wanted:
         backward = p.way == "backward"
-        prefix = f"model.layers.{max(p.index, 0)}."
-        if p.part == "attention":
+        if p.part in ("layer", "attention", "ffn"):
+            prefix = f"model.layers.{max(p.index, 0)}."
             norms = {n: source.get(f"{prefix}self_attn.{n}.weight") for n in ("q_norm", "k_norm")}
-            norms["norm"] = source.get(f"{prefix}input_layernorm.weight")
-            linears = _linears(job, source, f"{prefix}self_attn.", ATTENTION)
+            norms |= {n: source.get(f"{prefix}{stored}.weight") for n, stored in NORMS.items()}
+            linears = _linears(job, source, f"{prefix}self_attn.", ATTENTION) | _linears(job, source, f"{prefix}mlp.", FFN)
+        if p.part == "layer":
+            program.layer(p.name, shape, linears, norms, backward=backward, dx=p.dx)
+        elif p.part == "attention":
             program.attention(p.name, shape, linears, norms, backward=backward, dx=p.dx)
         elif p.part == "ffn":
-            norm = source.get(f"{prefix}post_attention_layernorm.weight")
-            program.ffn(p.name, shape, _linears(job, source, f"{prefix}mlp.", FFN), norm, backward=backward, dx=p.dx)
+            program.ffn(p.name, shape, linears, norms["ffn_norm"], backward=backward, dx=p.dx)
         elif p.part == "head":
             norm = source.get("model.norm.weight") if p.rows == (0, job.config.vocab_size) else None
             rows = source.get(job.head, p.rows)
