@@ -18,6 +18,7 @@ from neuralforge import _core, ane_plan, cli
 from neuralforge.ane_programs import Job, banks, build, chunks, procedures
 from neuralforge.config import LoraConfig, ModelConfig, tensor_shapes
 from neuralforge.errors import ConfigError, ModelError, OutputError
+from neuralforge.weights import Tensor
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
@@ -169,6 +170,29 @@ def test_dump_writes_what_the_reader_reads(tmp_path):
         mil_reader.run(function, blob, {n: np.ones(t.shape) for n, t in function.inputs.items()})
     with pytest.raises(OutputError, match="program_0"):
         ane_plan.dump(job, write(tmp_path / "file", "x"), ane_plan.random_weights(config))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "Q8_0"])
+def test_weights_are_taken_in_every_stored_form_and_once(dtype):
+    config = dataclasses.replace(narrow_model(), intermediate_size=96)
+    job, weights = Job(config, "lora", 32, LORA), {}
+    for name, tensor in ane_plan.random_weights(config).items():
+        values = tensor.float32()
+        if dtype == "BF16":
+            tensor = Tensor(name, dtype, (values.view(np.uint32) >> 16).astype(np.uint16), "memory")
+        elif dtype == "Q8_0" and values.ndim == 2:
+            tensor = Tensor(name, dtype, _core.to_blocks(values, dtype), "memory")
+        elif dtype == "F32":
+            tensor = Tensor(name, dtype, np.frombuffer(b"1" + values.tobytes(), np.uint8)[1:].view("<f4"), "unaligned")
+            tensor = dataclasses.replace(tensor, data=tensor.data.reshape(values.shape))
+        weights[name] = tensor
+    wanted = [p for group in procedures(job) for p in group]
+    made, plain = build(job, wanted, weights), build(job, wanted)
+    assert made.text() == plain.text() and made.blob_bytes() == plain.blob_bytes()
+    widened = {n: Tensor(n, "F32", t.float32(), "memory") for n, t in weights.items()}
+    again = build(job, wanted, widened)
+    again.text()
+    assert made.blob().tobytes() == again.blob().tobytes()
 
 
 QWEN3 = {

@@ -20,7 +20,7 @@ from . import _core
 from .config import LoraConfig, ModelConfig, tensor_shapes
 from .errors import ConfigError
 from .models.rope import inverse_frequencies
-from .weights import Tensor, Weights
+from .weights import STORED, Tensor, Weights
 
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 FFN = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -215,7 +215,7 @@ class _Source:
 
     def __init__(self, job: Job, weights: Weights | None) -> None:
         self.job, self.weights, self.shapes = job, weights, tensor_shapes(job.config)
-        self.filled: dict[str, npt.NDArray[Any]] = {}  # so that both ways of a layer have one array
+        self.kept: dict[str, npt.NDArray[Any]] = {}  # so that both ways of a layer have one array
 
     def get(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """A weight as it lies in memory where the builder reads that, or its shape; None where the model has none."""
@@ -227,17 +227,15 @@ class _Source:
         if self.weights is None or self.job.mode == "full":
             sizes = tuple(n + more for n, (_, more) in zip(shape, padding, strict=True))
             return _core.MilUnread(f"{name} {rows}", (rows[1] - rows[0], *sizes[1:]) if rows else sizes)
-        data = _stored(self.weights[name])
-        if fill and name not in self.filled:
-            self.filled[name] = np.pad(data, padding)
-        data = self.filled.get(name, data)
-        return np.ascontiguousarray(data[slice(*rows)] if rows else data)
+        if name not in self.kept:
+            data = _stored(self.weights[name])
+            self.kept[name] = np.ascontiguousarray(np.pad(data, padding) if fill else data)
+        return self.kept[name][slice(*rows)] if rows else self.kept[name]
 
 
 def _stored(tensor: Tensor) -> npt.NDArray[Any]:
-    """float32, float16 or bf16 bits without a copy; anything else widened."""
-    plain = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(tensor.dtype)
-    return tensor.data if plain and tensor.data.dtype == np.dtype(plain) else tensor.float32()
+    """float32, float16 or bf16 bits where they lie; anything else, and what is not aligned, widened."""
+    return tensor.data if tensor.dtype in STORED and tensor.data.flags.aligned else tensor.float32()
 
 
 def _linears(job: Job, source: _Source, prefix: str, modules: dict[str, str]) -> dict[str, _core.MilLinear]:
