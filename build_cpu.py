@@ -30,6 +30,8 @@ HEADERS = (
     "decoder/decoder.h",
     "tokenizer/tokenizer.h",
     "tokenizer/words.h",
+    "mil/mil.h",
+    "mil/layers.h",
 )
 # ane_bridge is an extension of its own, see build_ane.py
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c") if p.parent.name != "ane_bridge")

@@ -35,6 +35,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Options of `neuralforge plan`: those of train."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    parser.add_argument("--dump", metavar="DIR", help="with --backend ane: write the programs and their weight files")
     cli_options.add_settings(parser)
     parser.set_defaults(run=_plan)
 
@@ -188,6 +189,10 @@ def _plan(options: argparse.Namespace) -> int:
     from .plan import plan
 
     values = cli_options.given(options)
+    if values.get("backend") == "ane":
+        return _plan_ane(options, values)
+    if options.dump:
+        raise ConfigError("--dump needs --backend ane", hint="other backends have no programs")
     job = _open(values, planning=True)
     made = plan(job.model, job.args, peft_config=job.lora, train_dataset=job.train, eval_dataset=job.held_out)
     if "tokenizer" not in values and not_here(values["model"]):
@@ -197,6 +202,27 @@ def _plan(options: argparse.Namespace) -> int:
         return 0
     hint = "turn on gradient_checkpointing, make max_length or per_device_train_batch_size smaller, or choose a smaller model"
     return console.report(WontFitError("the run does not fit into memory", hint=hint), command="plan", machine=False)
+
+
+def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
+    """Programs of the Neural Engine, from the model's shape alone; data are not needed."""
+    from . import ane_plan
+    from .ane_programs import ROW, Job
+    from .model import resolve
+    from .quickstart import LORA
+
+    if "model" not in values:
+        raise ConfigError("--model is missing", hint="give --model PATH")
+    config, weights = ane_plan.described(resolve(values["model"]))
+    args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
+    tokens = min(args.max_length, config.max_position_embeddings)
+    job = Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
+    made = ane_plan.plan(values["model"], job)
+    console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
+    if options.dump:
+        folders = ane_plan.dump(job, Path(options.dump), weights or ane_plan.random_weights(config))
+        console.note(f"programs {len(folders)} in {options.dump}" + ("" if weights else ", with random weights"))
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -60,6 +60,20 @@ def load(path: Path) -> Checkpoint:
     Raises:
         ModelError: something is missing, damaged, or of a kind that is not supported.
     """
+    config = config_of(path)
+    files = {name: path / name for name in _BESIDE if (path / name).is_file()}
+    config = _with_generation_ends(config, files.get("generation_config.json"))
+    weights_file, stored = _read_weights(path)
+    weights = _canonical(config, stored, str(weights_file))
+    return Checkpoint(str(path), config, complete(config, weights, source=str(weights_file)), files)
+
+
+def config_of(path: Path) -> ModelConfig:
+    """What the config.json of a folder says; no weights need be there.
+
+    Raises:
+        ModelError: it is missing, damaged, or of a kind that is not supported.
+    """
     config_file = path / "config.json"
     values = read_json(config_file)
     kind = values.get("model_type")
@@ -73,11 +87,8 @@ def load(path: Path) -> Checkpoint:
         module = family(kind)
     except ModelError as e:
         raise ModelError(f"{config_file}: {e.message}", hint=e.hint) from None
-    files = {name: path / name for name in _BESIDE if (path / name).is_file()}
-    config = _with_generation_ends(module.read_config(values, str(config_file)), files.get("generation_config.json"))
-    weights_file, stored = _read_weights(path)
-    weights = _canonical(config, stored, str(weights_file))
-    return Checkpoint(str(path), config, complete(config, weights, source=str(weights_file)), files)
+    config: ModelConfig = module.read_config(values, str(config_file))
+    return config
 
 
 def _with_generation_ends(config: ModelConfig, path: Path | None) -> ModelConfig:
