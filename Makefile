@@ -112,7 +112,8 @@ test-objc: $(VENV)/.cross
 	NF_OBJC=1 $(PY) setup.py -q build --build-base build/objc --build-lib build/objc/lib
 	NF_OBJC=1 PYTHONPATH=build/objc/lib $(PY) -m pytest $(addprefix tests/test_ane_,bridge.py cache.py layers.py native.py simulator.py)
 
-# --- other machines: the C tests on emulated arm64 Linux, and the C sources compiled for macOS, where nothing was run yet
+# --- other machines: the C tests on emulated arm64 Linux, those of kernels also as older processors have it, and the C sources
+# compiled for macOS, where nothing was run yet
 
 CROSS_FLAGS = -std=c11 -O2 -ffp-contract=fast -fno-math-errno -Wall -Wextra -Werror -Wno-psabi -pthread -Icsrc
 ARM := build/c/arm64
@@ -123,9 +124,13 @@ $(VENV)/.cross: pyproject.toml | $(VENV)/.build
 
 cross: $(VENV)/.cross
 	@mkdir -p $(ARM) build/c/macos
+	for f in $(C_SOURCES); do \
+	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -c $$f -o $(ARM)/$$(echo $$f | tr / _).o || exit 1; done
 	for t in $(C_TESTS); do \
-	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -static tests/c/$$t.c $(C_SOURCES) -o $(ARM)/$$t -lm && \
-	    qemu-aarch64-static $(ARM)/$$t | tail -n 1 || exit 1; done
+	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -static tests/c/$$t.c $(ARM)/*.o -o $(ARM)/$$t -lm || exit 1; done
+	for t in $(C_TESTS:%=max/%) $(foreach cpu,neoverse-n1 cortex-a53,$(cpu)/test_kernels $(cpu)/test_blocks); do \
+	    echo "$$t"; qemu-aarch64-static -cpu $${t%/*} $(ARM)/$${t#*/} >$(ARM)/log; code=$$?; \
+	    grep -E '^(FAIL|--)' $(ARM)/log; tail -n 1 $(ARM)/log; [ $$code -eq 0 ] || exit 1; done
 	for f in $(C_SOURCES); do \
 	    $(PY) -m ziglang cc -target aarch64-macos.14.0 $(CROSS_FLAGS) -DNF_USE_ACCELERATE=1 -c $$f \
 	    -o build/c/macos/$$(basename $$f .c).o || exit 1; done

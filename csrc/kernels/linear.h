@@ -23,8 +23,8 @@ typedef struct nf_linear {
     const void *w;
     const float *scale;
     const float *bias;
-    nf_blocks blocks; /* of NF_LINEAR_BLOCKS */
-    int narrow;       /* the processor multiplies this kind itself; otherwise it is widened to float32, tile by tile */
+    nf_blocks blocks;                    /* of NF_LINEAR_BLOCKS */
+    const struct nf_narrow_form *narrow; /* how the processor multiplies it; NULL: it is widened to float32, tile by tile */
 } nf_linear;
 
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale);

@@ -96,6 +96,10 @@ class Tensor:
 
 
 def _dequantised(rows: npt.NDArray[np.uint8], dtype: str) -> F32Array:
+    from . import _core
+
+    if dtype in _core.BLOCKS:
+        return _core.from_blocks(np.ascontiguousarray(rows), dtype)
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
