@@ -249,7 +249,7 @@ def test_time_is_linear_whatever_the_text(shared: Path, file: str, name: str) ->
 
 @pytest.mark.parametrize("name", UNITS)
 def test_long_words_equal_short_ones(shared: Path, name: str) -> None:
-    """Windows of a long word give what merging it at once gives: the oracle has none."""
+    """Words that are one run of something, of lengths around powers of two."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="the oracle package is not installed")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(shared / "tokenizers/llama2/tokenizer.model"))
     mine = Tokenizer.from_file(shared / "tokenizers/llama2/tokenizer.model")

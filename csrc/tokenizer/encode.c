@@ -18,17 +18,6 @@ static nf_status append_ids(nf_token_worker *w, const uint32_t *ids, int64_t cou
     return NF_OK;
 }
 
-/* The symbols of a word: bytes. */
-static nf_status byte_symbols(nf_words *out, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
-    NF_TRY(nf_words_reserve(out, size));
-    for (int64_t i = 0; i < size; i++) {
-        int32_t id = t->spec.byte_ids[p[i]];
-        if (id < 0) return nf_fail(NF_ERR_ARGUMENT, "the vocabulary has no token for byte 0x%02X", p[i]);
-        out->at[out->size++] = (uint32_t)id;
-    }
-    return NF_OK;
-}
-
 /* The symbols of a word: characters, all of which have one. */
 static nf_status character_symbols(nf_words *out, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
     const uint8_t *end = p + size;
@@ -65,25 +54,29 @@ static nf_status append_symbol(nf_token_worker *w, const nf_tokenizer *t, uint32
     return nf_words_push(&w->ids, symbol);
 }
 
-/* Merge a word that is not in the cache. */
-static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
-    if (t->spec.model == NF_TOKENS_BYTES) {
-        uint32_t whole = nf_pieces_find(&t->whole, p, size);
-        if (whole != NF_NO_ID) return nf_words_push(&w->ids, whole);
-    }
-    nf_words *symbols = &w->merger.symbols;
-    symbols->size = 0;
-    if (t->spec.model == NF_TOKENS_BYTES)
-        NF_TRY(byte_symbols(symbols, t, p, size));
-    else
-        NF_TRY(character_symbols(symbols, t, p, size));
-    NF_TRY(nf_merge(&w->merger, &t->merges));
-    if (t->spec.model == NF_TOKENS_BYTES || t->marked.loose.size == 0) {
-        w->after_unknown = 0;
-        return append_ids(w, symbols->at, symbols->size);
-    }
-    for (int64_t i = 0; i < symbols->size; i++) NF_TRY(append_symbol(w, t, symbols->at[i]));
+/* Merge a word of bytes that is not in the cache. */
+static nf_status merge_bytes(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    uint32_t whole = nf_pieces_find(&t->whole, p, size);
+    w->after_unknown = 0;
+    if (whole != NF_NO_ID) return nf_words_push(&w->ids, whole);
+    for (int64_t i = 0; t->lacks_bytes && i < size; i++)
+        if (t->spec.byte_ids[p[i]] < 0) return nf_fail(NF_ERR_ARGUMENT, "the vocabulary has no token for byte 0x%02X", p[i]);
+    return nf_merge(&w->ids, &w->merger, &t->merges, (nf_symbols){p, (const uint32_t *)t->spec.byte_ids, size});
+}
+
+/* Merge a word of characters that is not in the cache. */
+static nf_status merge_characters(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    nf_words *symbols = &w->symbols, *merged = t->marked.loose.size ? &w->cut : &w->ids;
+    symbols->size = w->cut.size = 0;
+    NF_TRY(character_symbols(symbols, t, p, size));
+    w->after_unknown &= t->marked.loose.size > 0;
+    NF_TRY(nf_merge(merged, &w->merger, &t->merges, (nf_symbols){NULL, symbols->at, symbols->size}));
+    for (int64_t i = 0; i < w->cut.size; i++) NF_TRY(append_symbol(w, t, w->cut.at[i]));
     return NF_OK;
+}
+
+static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    return t->spec.model == NF_TOKENS_BYTES ? merge_bytes(w, t, p, size) : merge_characters(w, t, p, size);
 }
 
 /* Whether the ids of a word depend on its bytes alone; not where it may begin or end with an unknown id that melts. */

@@ -31,7 +31,8 @@ typedef struct nf_token_worker {
     nf_merger merger;
     nf_lattice lattice;
     nf_words ids;      /* what was encoded */
-    nf_words cut;      /* pieces of a unigram cut */
+    nf_words cut;      /* pieces of a unigram cut, or of a word with characters that are no piece */
+    nf_words symbols;  /* characters of a word */
     nf_bytes normal;   /* a block in its normal form */
     nf_bytes prefixed; /* a word or block with a space in front */
     nf_waiting queue[NF_WAITING];
@@ -52,8 +53,9 @@ struct nf_tokenizer {
     nf_matcher kept;        /* user-defined pieces */
     nf_matcher found[2][2]; /* added tokens: [special too][normalized] */
     nf_spaces spaces;
-    nf_rule rule; /* the last one, which makes the words */
-    int may_cut;  /* a long text may go through in blocks, see nf_encode_cut */
+    nf_rule rule;    /* the last one, which makes the words */
+    int lacks_bytes; /* some bytes have no id */
+    int may_cut;     /* a long text may go through in blocks, see nf_encode_cut */
     pthread_mutex_t lock;
     nf_token_worker *idle;
 };
