@@ -14,7 +14,7 @@ import pytest
 from small import write
 from test_cpu_engine import TINY
 
-from neuralforge import _core, ane_plan, catalogue, cli
+from neuralforge import _core, ane_cost, ane_plan, catalogue, cli
 from neuralforge.ane_programs import Job, banks, build, chunks, procedures
 from neuralforge.config import LoraConfig, ModelConfig, tensor_shapes
 from neuralforge.errors import ConfigError, ModelError, OutputError
@@ -46,7 +46,7 @@ def test_lora_of_real_models_fits_without_recompiling(name, seq):
     assert all(len(p.procedures) <= _core.MIL_LIMITS["procedures"] for p in made.programs)
     assert made.ane_flop_share >= 0.95
     assert made.cpu == ["embedding lookup and its gradient", "loss", "AdamW"]
-    assert made.predicted_utilisation > max(ane_plan.ORIGINAL_UTILISATION)
+    assert made.predicted_utilisation > max(ane_cost.ORIGINAL_UTILISATION)
     # W once and W^T once, in fp16, but W^T of the lowest q, k, v, below which nothing is trained; tables are small beside them
     c = REAL[name]
     matrices = sum(int(np.prod(s)) for n, s in tensor_shapes(c).items() if len(s) == 2)
@@ -119,13 +119,13 @@ def test_what_the_engine_cannot_do_is_said(change, message):
 
 
 def test_chips_are_fitted_to_their_own_timings():
-    known = ane_plan.chips()
-    for name, times in ane_plan.CHAINS.items():
-        for depth, ms in zip(ane_plan.CHAIN_DEPTHS, times, strict=True):
+    known = ane_cost.chips()
+    for name, times in ane_cost.CHAINS.items():
+        for depth, ms in zip(ane_cost.CHAIN_DEPTHS, times, strict=True):
             assert known[name].ms(1, depth * 2 * 512**2 * 64) == pytest.approx(ms, rel=0.12)
     assert known["M4"].dispatch == pytest.approx(0.09, rel=0.1)  # the floor that was measured by itself
-    rows = ane_plan.validation()
-    assert {r[0] for r in rows} == set(ane_plan.STORIES)
+    rows = ane_cost.validation()
+    assert {r[0] for r in rows} == set(ane_cost.STORIES)
     assert all(error == pytest.approx(predicted / published - 1) for _, published, predicted, error in rows)
 
 
