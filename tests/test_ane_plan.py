@@ -14,7 +14,7 @@ import pytest
 from small import write
 from test_cpu_engine import TINY
 
-from neuralforge import _core, ane_plan, cli
+from neuralforge import _core, ane_cost, ane_plan, catalogue, cli
 from neuralforge.ane_programs import Job, banks, build, chunks, procedures
 from neuralforge.config import LoraConfig, ModelConfig, tensor_shapes
 from neuralforge.errors import ConfigError, ModelError, OutputError
@@ -23,18 +23,17 @@ from neuralforge.weights import Tensor
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
 
-def shape(vocab: int, hidden: int, ffn: int, layers: int, heads: int, kv: int, width: int, **more: bool) -> ModelConfig:
-    return ModelConfig("llama", vocab, hidden, ffn, layers, heads, kv, width, **more)
+NAMES = ("stories110m", "smollm2-135m", "qwen3-0.6b", "tinyllama-1.1b", "phi-3-mini")
+REAL = {entry.name: entry.config for entry in catalogue.entries() if entry.name in NAMES}
 
 
-# Config.json of each; what a plan depends on
-REAL = {
-    "stories110m": shape(32000, 768, 2048, 12, 12, 12, 64, tie_word_embeddings=True),
-    "smollm2-135m": shape(49152, 576, 1536, 30, 9, 3, 64, tie_word_embeddings=True),
-    "qwen3-0.6b": shape(151936, 1024, 3072, 28, 16, 8, 128, tie_word_embeddings=True, qk_norm=True),
-    "tinyllama-1.1b": shape(32000, 2048, 5632, 22, 32, 4, 64),
-    "phi-3-mini": shape(32064, 3072, 8192, 32, 32, 32, 96),
-}
+@pytest.mark.parametrize("entry", catalogue.entries(), ids=lambda e: e.name)
+def test_every_model_of_the_catalogue_fits_with_and_without_banks(entry):
+    job = Job(entry.config, "lora", 256, LORA)
+    for limits in (None, {"procedures": 1}):
+        made = ane_plan.plan(entry.name, job, limits=limits)
+        assert (made.recompiles, made.restarts) == (0, 0)
+        assert made.ane_flop_share >= 0.95
 
 
 @pytest.mark.parametrize("seq", [256, 1024])
@@ -47,7 +46,7 @@ def test_lora_of_real_models_fits_without_recompiling(name, seq):
     assert all(len(p.procedures) <= _core.MIL_LIMITS["procedures"] for p in made.programs)
     assert made.ane_flop_share >= 0.95
     assert made.cpu == ["embedding lookup and its gradient", "loss", "AdamW"]
-    assert made.predicted_utilisation > max(ane_plan.ORIGINAL_UTILISATION)
+    assert made.predicted_utilisation > max(ane_cost.ORIGINAL_UTILISATION)
     # W once and W^T once, in fp16, but W^T of the lowest q, k, v, below which nothing is trained; tables are small beside them
     c = REAL[name]
     matrices = sum(int(np.prod(s)) for n, s in tensor_shapes(c).items() if len(s) == 2)
@@ -120,13 +119,13 @@ def test_what_the_engine_cannot_do_is_said(change, message):
 
 
 def test_chips_are_fitted_to_their_own_timings():
-    known = ane_plan.chips()
-    for name, times in ane_plan.CHAINS.items():
-        for depth, ms in zip(ane_plan.CHAIN_DEPTHS, times, strict=True):
+    known = ane_cost.chips()
+    for name, times in ane_cost.CHAINS.items():
+        for depth, ms in zip(ane_cost.CHAIN_DEPTHS, times, strict=True):
             assert known[name].ms(1, depth * 2 * 512**2 * 64) == pytest.approx(ms, rel=0.12)
     assert known["M4"].dispatch == pytest.approx(0.09, rel=0.1)  # the floor that was measured by itself
-    rows = ane_plan.validation()
-    assert {r[0] for r in rows} == set(ane_plan.STORIES)
+    rows = ane_cost.validation()
+    assert {r[0] for r in rows} == set(ane_cost.STORIES)
     assert all(error == pytest.approx(predicted / published - 1) for _, published, predicted, error in rows)
 
 
@@ -235,6 +234,13 @@ def test_a_folder_with_half_a_model_is_an_error(tmp_path):
     write(tmp_path / "model.safetensors", b"")
     with pytest.raises(ModelError):
         ane_plan.described(Path(tmp_path))
+
+
+def test_the_command_plans_by_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", "--backend", "ane", "--model", "qwen3-0.6b", "--max-length", "256", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["model"], told["compiles"], told["restarts"]) == ("qwen3-0.6b", 1, 0)
 
 
 def test_the_page_has_the_plans_of_real_models():

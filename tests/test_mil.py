@@ -239,6 +239,12 @@ REFUSED: list[tuple[str, Any, str]] = [
         "a constant: shape .* axis 0 must be from 1 to 65536",
     ),
     ("port order", lambda p, x: p.input("a", (1, 8, 1, 32)), "port a comes after x: .* alphabetical"),
+    (
+        "port like an op",
+        lambda p, x: p.input("y_", (1, 8, 1, 32)) and p.output("mul", p.apply("abs", x=x)),
+        "port mul: the name of",
+    ),
+    ("port like a value", lambda p, x: p.output("add_3", p.apply("abs", x=x)), "port add_3: the name of an op or"),
     ("port name", lambda p, x: p.input("Y", (1, 8, 1, 32)), "name 'Y'"),
     ("port width", lambda p, x: p.input("y", (1, 8, 1, 16)), "multiple of 32"),
     ("port dtype", lambda p, x: p.input("y", (1, 8, 1, 32), "int8"), "fp16 or fp32 of rank 4"),

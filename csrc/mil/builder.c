@@ -168,10 +168,25 @@ void nf_mil_end(nf_mil *p) {
     p->open = 0;
 }
 
+/* An op's name, which gave zeros on an M1 (imperatormk/ane-train), or one that the text gives itself: op_3, weight_3, ... */
+static int reserved(const char *name) {
+    char stem[NF_MIL_NAME];
+    snprintf(stem, sizeof stem, "%s", name);
+    size_t length = strlen(stem);
+    while (length && stem[length - 1] >= '0' && stem[length - 1] <= '9') length--;
+    if (length && length < strlen(stem) && stem[length - 1] == '_') stem[length - 1] = 0;
+    return nf_mil_find_op(stem) || !strcmp(stem, "weight") || !strcmp(stem, "scalar") || !strcmp(stem, "literal");
+}
+
 static nf_mil_port *add_port(nf_mil *p, const char *name, int is_output, const nf_mil_type *type) {
     if (!current(p) || !check_name(p, name) || !check_axes(p, type, name)) return NULL;
+    if (reserved(name)) {
+        nf_mil_refuse(p, NF_ERR_ARGUMENT, "port %s: the name of an op or of a value of the text", name);
+        return NULL;
+    }
     char shape[96];
-    int64_t row = p->limits.row_values * 2 / (type->dtype == NF_MIL_FP32 ? 4 : 2);
+    int64_t row = p->limits.row_values / (type->dtype == NF_MIL_FP32 ? 2 : 1);
+    row = row > 1 ? row : 1;
     if (type->rank != 4 || (type->dtype != NF_MIL_FP16 && type->dtype != NF_MIL_FP32) || type->dim[3] % row) {
         nf_mil_refuse(p, NF_ERR_ARGUMENT, "port %s %s: must be fp16 or fp32 of rank 4, its last axis a multiple of %lld", name,
                       nf_mil_shape_text(shape, type), (long long)row);

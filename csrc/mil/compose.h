@@ -75,7 +75,7 @@ typedef struct nf_mil_attending {
     nf_mil_v turn;         /* P [1, 1, d, d]: (P x) is x with each pair (a, b) as (-b, a) */
     nf_mil_v q_cos, q_sin; /* [1, 1, d, S], times 1/sqrt(d), which keeps the scores small */
     nf_mil_v k_cos, k_sin;
-    nf_mil_v spread, gather;        /* [H, K, 1, 1] of ones and its transpose: each key head to its query heads; 0 when H = K */
+    nf_mil_v spread, gather;        /* [H, K, 1, 1]: each key head to its query heads, and the transpose; 0 when H = K */
     nf_mil_v q_heads, keys, values; /* rotated, spread */
     nf_mil_v probabilities;
 } nf_mil_attending;

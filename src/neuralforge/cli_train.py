@@ -208,12 +208,13 @@ def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
     """Programs of the Neural Engine, from the model's shape alone; data are not needed."""
     from . import ane_plan
     from .ane_programs import ROW, Job
-    from .model import resolve
+    from .model import not_here, resolve
     from .quickstart import LORA
 
     if "model" not in values:
-        raise ConfigError("--model is missing", hint="give --model PATH")
-    config, weights = ane_plan.described(resolve(values["model"]))
+        raise ConfigError("--model is missing", hint="give --model PATH, or a name of the catalogue")
+    entry = not_here(values["model"])
+    config, weights = (entry.config, None) if entry else ane_plan.described(resolve(values["model"]))
     args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
     tokens = min(args.max_length, config.max_position_embeddings)
     job = Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
