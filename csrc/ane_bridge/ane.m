@@ -150,6 +150,7 @@ struct nf_ane_program {
 struct nf_ane_surface {
     id<NFSurface> surface;
     id object; /* the framework's view of it */
+    int64_t bytes;
 };
 
 struct nf_ane_request {
@@ -718,13 +719,14 @@ static nf_status new_surface(nf_ane_surface *s, nf_ane_device *d, int64_t bytes)
     NSArray *keys = [NSArray arrayWithObjects:d->surface_keys count:SURFACE_PROPERTIES];
     s->surface = [(id<NFSurface>)[d->surfaces alloc] initWithProperties:[NSDictionary dictionaryWithObjects:values
                                                                                                     forKeys:keys]];
-    if (!s->surface || [s->surface allocationSize] < bytes)
+    s->bytes = [s->surface allocationSize];
+    if (!s->surface || s->bytes < bytes)
         return nf_fail(NF_ERR_MEMORY, "no surface of %lld bytes could be made", (long long)bytes);
     s->object = [[d->surface_objects objectWithIOSurface:(struct __IOSurface *)s->surface] retain];
     if (!s->object) return nf_fail(NF_ERR_DEVICE, "the Neural Engine does not take a surface of %lld bytes", (long long)bytes);
     void *base;
     NF_TRY(nf_ane_surface_lock(s, 0, &base));
-    memset(base, 0, (size_t)[s->surface allocationSize]);
+    memset(base, 0, (size_t)s->bytes);
     return nf_ane_surface_unlock(s, 0);
 }
 
@@ -757,7 +759,7 @@ void nf_ane_surface_free(nf_ane_surface *surface) {
     free(surface);
 }
 
-int64_t nf_ane_surface_bytes(const nf_ane_surface *surface) { return [surface->surface allocationSize]; }
+int64_t nf_ane_surface_bytes(const nf_ane_surface *surface) { return surface->bytes; }
 
 static nf_status lock_surface(nf_ane_surface *s, int read_only, void **base) {
     int code = [s->surface lockWithOptions:read_only ? SURFACE_READ_ONLY : 0 seed:NULL];
