@@ -83,11 +83,15 @@ def weight_file(package: Path) -> Path:
     return package / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
 
 
-def test_apples_own_code_reads_the_package(stories: dict[str, nf.Exported]) -> None:
-    for done in stories.values():
-        package = ct.libmodelpackage.ModelPackage(str(done.path))
-        assert Path(package.getRootModel().path()) == done.path / "Data" / "com.apple.CoreML" / "model.mlmodel"
-        spec = ct.models.MLModel(str(done.path), skip_model_load=True).get_spec()
+def test_apples_own_code_reads_the_package(tmp_path: Path, stories: dict[str, nf.Exported]) -> None:
+    for quant, done in stories.items():
+        copy = shutil.copytree(done.path, tmp_path / f"{quant}.mlpackage")  # it writes the manifest anew when it opens one
+        package = ct.libmodelpackage.ModelPackage(str(copy))
+        assert Path(package.getRootModel().path()) == copy / "Data" / "com.apple.CoreML" / "model.mlmodel"
+        assert package.findItemByNameAuthor("tokenizer", "neuralforge").path() == str(
+            copy / "Data" / "neuralforge" / "tokenizer"
+        )
+        spec = ct.models.MLModel(str(copy), skip_model_load=True).get_spec()
         assert spec.specificationVersion == 9 and spec.description.defaultFunctionName == "main"
         functions = {d.name: d for d in spec.description.functions}
         for name, tokens in (("main", 1), ("prompt", 64)):
@@ -207,6 +211,15 @@ def test_info_of_a_package(stories: dict[str, nf.Exported], capfd: Any) -> None:
 def test_a_package_is_no_base_model(tmp_path: Path, stories: dict[str, nf.Exported]) -> None:
     with pytest.raises(ModelError, match=r"fp16\.mlpackage: is a Core ML package"):
         formats.load(stories["fp16"].path)
+
+
+def test_a_model_without_a_tokenizer(tmp_path: Path, tiny_llama: Callable[..., Path]) -> None:
+    folder = tiny_llama()
+    (folder / "tokenizer.bin").unlink()
+    done = nf.export(open_model(folder), tmp_path / "out.mlpackage", format="coreml", quant="int8")
+    assert done.verification is not None and done.verification.places > 60
+    assert mlprogram.load(done.path).metadata["neuralforge.tokenizer"] == ""
+    assert not (done.path / "Data" / "neuralforge").exists()
 
 
 # --- states

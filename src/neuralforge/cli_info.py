@@ -128,7 +128,7 @@ def _package(path: Path) -> Facts:
         "path": str(path),
         **{k: v for k, v in told.items() if k not in ("chat_template", "tokenizer")},
         "functions": sorted(program.functions),
-        "states": [f"{n} {k.dtype} {list(k.shape)}" for n, k in program.functions["main"].states.items()],
+        "states": sorted({f"{n} {k.dtype} {list(k.shape)}" for f in program.functions.values() for n, k in f.states.items()}),
         "bytes": sum(p.stat().st_size for p in files),
     }
 
