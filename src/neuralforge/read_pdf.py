@@ -39,6 +39,8 @@ def prepare() -> None:
     import pypdf
     from pypdf import filters
 
+    from . import pdf_content  # noqa: F401
+
     for name in ("pypdf.xmp", "pypdf._codecs._codecs", "pypdf._codecs.core_font_metrics", "pypdf._text_extraction"):
         with contextlib.suppress(ImportError):  # not in every version
             importlib.import_module(name)
@@ -130,6 +132,7 @@ def _page(page: Any, number: int, label: str) -> tuple[str, str]:
 
     try:
         _check_content(page, number, label)
+        _cut_fast(page)
         text = page.extract_text().replace("\0", "").strip()
     except (DataError, MemoryError):
         raise
@@ -142,6 +145,17 @@ def _page(page: Any, number: int, label: str) -> tuple[str, str]:
     resources = page.get("/Resources")
     pictures = resources is not None and "/XObject" in resources.get_object()
     return text, NO_TEXT if pictures and not text else ""
+
+
+def _cut_fast(page: Any) -> None:
+    """Have the content of a page cut by `pdf_content`."""
+    from pypdf.generic import NameObject
+
+    from .pdf_content import Content
+
+    contents = page.get("/Contents")
+    if contents is not None:
+        page[NameObject("/Contents")] = Content(contents.get_object(), page.pdf, "bytes")
 
 
 def _check_content(page: Any, number: int, label: str) -> None:
