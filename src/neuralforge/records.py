@@ -114,6 +114,9 @@ def from_record(record: Any, source: str) -> Iterator[Row]:
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{source}: expected an object with named values, found {kind_of(record)}", hint=ACCEPTED)
+    if len(record) == 1 and isinstance(record.get("text"), str):  # what most long files hold
+        yield Row({"text": _string(record["text"], "text", source)}, source)
+        return
     by_name = {str(key).strip().lower(): value for key, value in record.items()} | dict(record)
     fields = {str(key): value for key, value in by_name.items() if not _missing(value)}
     if isinstance(fields.get("instances"), list) and "instruction" in fields:
