@@ -11,7 +11,7 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ class Row:
             {"input_ids": integer array (n,)}, the last optionally with "labels": int32 array (n,), or "trained": bool
             array (n,), and "tokenizer": fingerprint of the one that made the ids.
         source: where it comes from: "notes/a.md", "rows.jsonl:12" (line), "rows.json row 5", "row 5" (from 1).
-        places: (first character, what the place is called) of the parts of a text in order, for example its pages; empty
-            where the text has none.
+        places: (first character, what the place is called) of the parts of a text in order, for example its pages; of
+            input_ids (first token, what it is called); empty where there are none.
     """
 
     data: Mapping[str, Any]
@@ -46,13 +46,18 @@ class Row:
     places: tuple[tuple[int, str], ...] = ()
 
     def place(self, offset: int) -> str:
-        """Where a character of the text stands: "a.pdf page 3" where the pages are known, else "notes.txt:12" (line)."""
+        """Where a character or token stands: "a.pdf page 3" where the pages are known, else "notes.txt:12" (line of text)."""
         if self.places:
-            part = max(0, bisect_right(self.places, offset, key=lambda place: place[0]) - 1)
-            return f"{self.source} {self.places[part][1]}"
+            return place_in(self.places, self.source, offset)
         if "text" in self.data and not _PART.search(self.source):
             return f"{self.source}:{self.data['text'].count(chr(10), 0, offset) + 1}"
         return self.source
+
+
+def place_in(places: Sequence[tuple[int, str]], source: str, offset: int) -> str:
+    """ "a.pdf page 3" where the places are known, as in `Row.places`; else the source."""
+    part = max(0, bisect_right(places, offset, key=lambda place: place[0]) - 1)
+    return f"{source} {places[part][1]}" if places else source
 
 
 @dataclass(frozen=True)
