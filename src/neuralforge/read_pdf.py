@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import DataError
-from .records import Item, Row, document
+from .records import Item, Row, clean, document
 
 NO_TEXT = "no text layer: needs OCR"
 _MOST_PAGES = 100_000
@@ -133,7 +133,7 @@ def _page(page: Any, number: int, label: str) -> tuple[str, str]:
     try:
         _check_content(page, number, label)
         _cut_fast(page)
-        text = page.extract_text().replace("\0", "").strip()
+        text = clean(page.extract_text().replace("\0", "").strip())  # here: it may change the length
     except (DataError, MemoryError):
         raise
     except Exception as error:
