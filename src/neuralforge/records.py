@@ -13,6 +13,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
@@ -47,11 +48,14 @@ class Row:
 
     def place(self, offset: int) -> str:
         """Where a character or token stands: "a.pdf page 3" where the pages are known, else "notes.txt:12" (line of text)."""
-        if self.places:
-            return place_in(self.places, self.source, offset)
-        if "text" in self.data and not _PART.search(self.source):
-            return f"{self.source}:{self.data['text'].count(chr(10), 0, offset) + 1}"
-        return self.source
+        return self.places_of([offset])[0]
+
+    def places_of(self, offsets: Sequence[int]) -> list[str]:
+        """`place` of ascending offsets; the text is gone through once."""
+        if self.places or "text" not in self.data or _PART.search(self.source):
+            return [place_in(self.places, self.source, offset) for offset in offsets]
+        lines = accumulate(self.data["text"].count("\n", a, b) for a, b in pairwise([0, *offsets]))
+        return [f"{self.source}:{line + 1}" for line in lines]
 
 
 def place_in(places: Sequence[tuple[int, str]], source: str, offset: int) -> str:
