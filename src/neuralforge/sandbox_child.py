@@ -28,7 +28,7 @@ ANSWER = struct.Struct("<QQ")  # bytes of the JSON, and of the texts of its rows
 EXIT_TOO_BIG = 9
 
 _MEMORY, _MEMORY_PER_BYTE, _MOST_MEMORY = 150 << 20, 24, 3 << 30
-_MEMORY_PER_TEXT_BYTE = 64  # records of a few bytes each need 50, and no text needs more
+_MEMORY_PER_TEXT_BYTE = 64  # records of a few bytes each need about 50 (counted from the sizes of Python objects)
 _SECONDS, _SECONDS_PER_MIB = 10, 20  # pypdf needs about 1.5 s for each MiB of a dense file on a fast machine
 _WATCH = 0.05
 
