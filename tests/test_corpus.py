@@ -94,6 +94,23 @@ def test_training_rows_are_those_of_the_documents(tmp_path: Path, model: Path) -
         assert (a.ids.tolist(), a.trained.tolist(), a.source) == (b.ids.tolist(), b.trained.tolist(), b.source)
 
 
+def test_shards_know_the_pages_of_a_pdf(tmp_path: Path, model: Path) -> None:
+    pages = ["the cat and the dog", "rain in the river " * 5, "", "more corn"]
+    run(folder(tmp_path / "in", {"b.pdf": bombs.text_pdf(*pages), "a.txt": "the hen"}), tmp_path / "out", model)
+    m, data = open_model(model), Dataset.from_path(tmp_path / "out")
+    assert data[0].places == ()
+    (first, one), (second, two), (last, four) = data[1].places
+    assert (one, two, four) == ("page 1", "page 2", "page 4")
+    ids = data[1].data["input_ids"].tolist()
+    texts = [m.tokenizer.decode(ids[a:b]).strip() for a, b in ((0, second), (second, last), (last, None))]
+    assert (first, texts) == (1, [page.strip() for page in pages if page])
+    for path in (tmp_path / "in", tmp_path / "out"):
+        parts = encode_rows(Dataset.from_path(path), m.tokenizer, m.template, max_length=24, on_overflow="split").examples
+        sources = [part.source for part in parts[1:]]
+        assert sources == [f"{data[1].place(23 * i)} (part {i + 1})" for i in range(len(sources))]
+        assert sources[0].startswith("b.pdf page 1 ") and sources[-1].startswith("b.pdf page 2 ")
+
+
 def test_a_run_from_shards_learns_the_same(tmp_path: Path, model: Path) -> None:
     source = folder(tmp_path / "in")
     run(source, tmp_path / "out", model)

@@ -119,3 +119,13 @@ def test_estimates_agree_with_datasketch_and_the_truth() -> None:
 def test_same_result_in_any_process() -> None:
     data = Dataset.from_list([{"text": t} for t in corpus()])
     assert data.dedup().fingerprint == "2a1a86cde6df2b3150b6cca2bbaef9325dc37afcccef84a37e5db37977ac1258"
+
+
+def test_symbols_are_told_apart_and_only_the_same_text_is_the_same() -> None:
+    rows = [
+        {"text": text} for text in ("\U0001f600", "\U0001f44d", "???", "!!!", "the red hen", "The red hen!", "the  red hen")
+    ]
+    data = Dataset.from_list(rows)
+    kept = data.dedup()
+    assert [row.source for row in kept] == [f"row {n}" for n in (1, 2, 3, 4, 5)]
+    assert kept.skipped == (("row 6", "100 % the same as row 5"), ("row 7", "the same as row 5"))

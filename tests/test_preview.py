@@ -93,6 +93,12 @@ CHECKS = {
 }
 
 
+def test_short_answers_are_answers(model: Model) -> None:
+    data = Dataset.from_list({"prompt": "q", "completion": text} for text in ("B", "7", "\u662f", "\U0001f44d", "?"))
+    (finding,) = [f for f in data.check(model).findings if f.kind == "empty answers"]
+    assert (finding.count, finding.examples) == (1, ("row 5",))
+
+
 @pytest.mark.parametrize("kind", CHECKS)
 def test_each_check(model: Model, kind: str) -> None:
     data, count, words = CHECKS[kind]

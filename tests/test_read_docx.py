@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import bombs
@@ -148,3 +149,16 @@ def test_notes_and_headers_of_real_files(shared: Path) -> None:
     assert Dataset.from_path(folder / "tika_footnotes.docx")[0].data["text"] == "Eto ochen prostoy text so snoskoy\n\nsnoska"
     (row,) = Dataset.from_path(folder / "hdr-header-footer.docx")
     assert "header" in row.data["text"].lower()
+
+
+def test_time_for_a_long_table_is_that_of_its_rows() -> None:
+    text = "some cell of a table " * 9 + "and its end"
+    row = f"<w:tr><w:tc><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:tc></w:tr>"
+    seconds = []
+    for rows in (3_000, 30_000):
+        data = docx(document_xml(f"<w:tbl>{row * rows}</w:tbl>" + paragraph("end")))
+        began = time.process_time()
+        (item,) = read_docx.read(data, "a.docx")
+        seconds.append(time.process_time() - began)
+        assert item.data["text"] == "\n".join([text] * rows) + "\n\nend"
+    assert seconds[1] < 20 * seconds[0]  # ten times the rows

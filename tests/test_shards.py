@@ -52,6 +52,19 @@ def test_documents_are_views_of_the_file(tmp_path: Path) -> None:
     assert not opened.ids.flags.owndata and not opened.ids.flags.writeable
 
 
+def test_pages_are_kept_and_the_version_without_them_is_read(tmp_path: Path) -> None:
+    pages = ((0, "page 1"), (2, "page 4"))
+    paged = Document(np.array([1, 2, 3]), np.array([True] * 3), "a.pdf", pages)
+    path = shard(tmp_path, paged, document([4]))
+    rows = Dataset.from_path(path)
+    assert [row.places for row in rows] == [pages, ()]
+    assert [rows[0].place(token) for token in range(3)] == ["a.pdf page 1", "a.pdf page 1", "a.pdf page 4"]
+    data = bytearray(shard(tmp_path, document([1, 2, 3], source="a.pdf")).read_bytes())
+    struct.pack_into("<I", data, 8, 1)
+    path.write_bytes(data)
+    assert [(row.source, row.places) for row in Dataset.from_path(path)] == [("a.pdf", ())]
+
+
 def test_a_shard_is_a_data_set_by_itself(tmp_path: Path) -> None:
     data = Dataset.from_path(
         shard(tmp_path, document([1, 2, 3], [False, False, True], "a.txt"), document([4, 5], source="b.md"))
@@ -67,7 +80,7 @@ def test_the_old_bare_file_is_still_read(tmp_path: Path) -> None:
 
 # what is done to the bytes of a good shard: (offset, format, value), or how many bytes are kept
 DAMAGE = {
-    "version": ((8, "<I", 9), "is a shard of version 9, this program reads 1"),
+    "version": ((8, "<I", 9), "is a shard of version 9, this program reads 1 and 2"),
     "width": ((12, "<I", 3), "id width 3"),
     "documents": ((20, "<Q", 3), "bounds of its documents"),
     "many more documents": ((20, "<Q", 99), "bytes, its header says"),
@@ -83,6 +96,8 @@ DAMAGE = {
     "head only": (100, "a header has 128"),
     "source text": ((320, "<B", 0xFF), "names of its sources"),
     "source kind": ((320, "<B", ord("1")), "names of its sources"),
+    "source list": ((320, "<8s", b'["a", 1]'), "names of its sources are not JSON"),
+    "source pair": ((320, "<8s", b'[[],"ab"'), "names of its sources are not JSON"),
 }
 
 

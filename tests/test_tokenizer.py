@@ -390,6 +390,17 @@ def test_llama2_equals_the_lists_of_llama_cpp(shared: Path, name: str) -> None:
     assert tokenizer.encode("<s>Hello", parse_special=True) == [1, 15043]
 
 
+@pytest.mark.parametrize("name", ["llama2/tokenizer.model", "minimind", "llama3"])
+def test_the_token_of_a_character_is_found(shared: Path, name: str) -> None:
+    tokenizer = Tokenizer.from_file(shared / "tokenizers" / name)
+    text = "The first page.\n\n\u4f60\u597d, world: caf\u00e9 \U0001f600 and so on\n\n  third"
+    ids = tokenizer.encode(text)
+    characters = range(len(text))
+    for character, token in zip(characters, tokenizer.find(ids, text, characters), strict=True):
+        before, upto = (len(tokenizer.decode(ids[:end]).rstrip("\ufffd")) for end in (token, token + 1))
+        assert before <= character and (character < upto or "\ufffd" in tokenizer.decode([ids[token]]))
+
+
 def test_stories_greedy_text(shared: Path) -> None:
     tokenizer = Tokenizer.from_file(shared / "models/stories260K/tok512.bin", vocab_size=512)
     ids = json.loads((shared / "models/stories260K/greedy_ids.json").read_text())

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from . import chat
 from .errors import ConfigError, DataError, OverflowRowError
 from .ingest import shuffled
-from .records import Row
+from .records import Row, place_in
 from .templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -37,12 +37,14 @@ class Example:
         trained: (n,) bool, whether token i is a target. The first never is: nothing stands before it.
         row: index of the row it comes from.
         source: that row's source, for messages.
+        places: (first token, name) of its pages in order, where it has pages.
     """
 
     ids: npt.NDArray[np.integer]
     trained: BoolArray
     row: int
     source: str
+    places: tuple[tuple[int, str], ...] = ()
 
     @property
     def trained_tokens(self) -> int:
@@ -193,7 +195,11 @@ def encode_row(
         trained[0] = False
     if not trained.any():
         raise DataError(f"{row.source}: has no token to train on", hint="fill in or remove this row")
-    return Example(array if array.dtype.kind == "u" else array.astype(np.int32), trained, index, row.source)
+    places = row.places
+    if places and "text" in row.data:
+        starts, names = zip(*places, strict=True)
+        places = tuple(zip(tokenizer.find(array, row.data["text"], starts), names, strict=True))
+    return Example(array if array.dtype.kind == "u" else array.astype(np.int32), trained, index, row.source, places)
 
 
 def _fit(example: Example, max_length: int, on_overflow: str) -> Iterator[Example]:
@@ -206,7 +212,7 @@ def _fit(example: Example, max_length: int, on_overflow: str) -> Iterator[Exampl
     elif on_overflow == "split":
         for part, start in enumerate(range(0, size - 1, max_length - 1), 1):
             for piece in _window(example, start, start + max_length):
-                yield replace(piece, source=f"{example.source} (part {part})")
+                yield replace(piece, source=f"{place_in(example.places, example.source, start)} (part {part})", places=())
 
 
 def _window(example: Example, start: int, stop: int) -> Iterator[Example]:

@@ -21,7 +21,7 @@ from .tokenizer import Tokenizer
 
 _EXAMPLES = 3
 _MIXED = 0.05  # a second language with this share of the rows is worth a word
-_SHORTEST_ANSWER = 2  # letters or digits
+_SAID = re.compile(r"\w|[^\x00-\x7f]")  # a letter or digit, or a symbol: "B", "7" and "👍" are answers
 _NEAR = 0.8
 # what UTF-8 looks like when it was read as Windows-1252
 _MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf\u2018-\u203a\u0152-\u0178€ƒ]|â€[\u0080-\u00bf\u2018-\u203a\u0152-\u0178™œ¦“”˜¢]")
@@ -164,7 +164,7 @@ def _answers(row: Row) -> list[str]:
 
 
 def _empty_answers(rows: Sequence[Row]) -> Finding:
-    empty = [row for row in rows if any(len(re.findall(r"\w", answer)) < _SHORTEST_ANSWER for answer in _answers(row))]
+    empty = [row for row in rows if any(not _SAID.search(answer) for answer in _answers(row))]
     advice = f"{_share(len(empty), len(rows))} have an answer with almost nothing in it. The model would learn to say nothing."
     return Finding("empty answers", len(empty), advice, _examples(empty))
 

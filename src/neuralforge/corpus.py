@@ -136,7 +136,7 @@ def _find(root: Path, target: Path) -> list[tuple[str, Path, int]]:
 
 def _documents(rows: Iterable[Row], tokenizer: Tokenizer, template: ChatTemplate) -> list[Document]:
     examples = [encode_row(row, tokenizer, template) for row in rows]
-    return [Document(example.ids, example.trained, example.source) for example in examples]
+    return [Document(example.ids, example.trained, example.source, example.places) for example in examples]
 
 
 @dataclass

@@ -9,6 +9,7 @@ similarity and not its estimate. Everything follows from the rows alone; no rand
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -26,9 +27,10 @@ BANDS, ROWS = 25, 5  # a pair of similarity 0.8 is missed with probability (1 - 
 PERMUTATIONS = BANDS * ROWS
 _PRIME = np.uint64((1 << 61) - 1)
 _LOW = np.uint64((1 << 32) - 1)
-# scripts without spaces between words: each sign is a word
+_ALL_BUT_SAME = math.nextafter(1.0, 0.0)  # of texts whose runs are the same, but not their case or punctuation
+# scripts without spaces between words: each sign is a word, and so are symbols, such as emoji
 _WORD = re.compile(
-    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
+    r"[\u2190-\u2bff\U0001f000-\U0001faff]|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
 )
 
 
@@ -43,9 +45,12 @@ def text_of(row: Row) -> str:
 
 
 def shingles(text: str) -> U64:
-    """(n,) 32-bit hashes, in rising order, of the different runs of three words; case and punctuation do not count."""
+    """(n,) 32-bit hashes, in rising order, of the different runs of three words; case and punctuation do not count.
+
+    A text of fewer words is one run; one without any word or symbol has none.
+    """
     words = _WORD.findall(text.casefold())
-    runs = {" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
+    runs = {" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))} if words else set()
     return np.array(sorted({zlib.crc32(run.encode(errors="surrogatepass")) for run in runs}), np.uint64)
 
 
@@ -72,7 +77,7 @@ def similarity(a: U64, b: U64) -> float:
 
 
 def duplicates(rows: Sequence[Row], *, near: float | None) -> dict[int, tuple[int, float]]:
-    """{index of a duplicate: (index of the first row that it repeats, similarity)}.
+    """{index of a duplicate: (index of the first row that it repeats, similarity)}; 1.0 is only for the same text.
 
     Args:
         near: least Jaccard similarity of near duplicates; None finds exact ones only. A row is compared with those that
@@ -90,9 +95,10 @@ def duplicates(rows: Sequence[Row], *, near: float | None) -> dict[int, tuple[in
         if first != i:
             found[i] = found.get(first, (first, 1.0))[0], 1.0
         elif near is not None:
-            match = _nearest(shingles(text), orders, tables, kept, index=i, least=near)
+            hashes = shingles(text)
+            match = _nearest(hashes, orders, tables, kept, index=i, least=near) if hashes.size else None
             if match:
-                found[i] = match
+                found[i] = match[0], min(match[1], _ALL_BUT_SAME)
     return found
 
 

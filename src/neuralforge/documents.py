@@ -1,29 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file becomes rows: text, source code, JSON, CSV and token ids are read here, foreign formats in `sandbox`."""
+"""One file becomes parts, each of which is read by itself: text, token ids and what is short here, the others in `sandbox`."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import stat
-from collections.abc import Callable, Iterator
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from .decoding import decode
+from . import read_csv, read_json
+from .decoding import Decoded, decode
 from .errors import DataError
 from .files import UNREADABLE
-from .records import ACCEPTED, Item, Replaced, Row, clean, document, from_record, parse_json
+from .records import ACCEPTED, Item, Replaced, Row, document
 from .sandbox import KINDS as FOREIGN
-from .sandbox import Sandbox
 
 log = logging.getLogger("neuralforge")
 
 MAPPED = "bin"  # files of token ids, which are not read but mapped
-KINDS = ".txt, .md, .jsonl, .csv, .html, .docx or .pdf"  # what errors advise; _READERS has all
+KINDS = ".txt, .md, .jsonl, .csv, .html, .docx or .pdf"  # what errors advise; _KINDS has all
+_PIECE = 1 << 20  # characters: longer JSON and CSV go to a child, JSON Lines in pieces of about this size
 
 
 def _unreadable(label: str, error: OSError) -> DataError:
@@ -61,17 +59,18 @@ def read_text(path: Path, label: str) -> str:
     Raises:
         DataError: the file cannot be read or is no text.
     """
-    text, replaced = _decoded(read_content(path, label), label)
-    if replaced:
-        log.warning("%s", told(replaced[0]))
-    return text
+    decoded = decode(read_content(path, label), label)
+    for warning in (*_guess(decoded, label), *map(told, _replaced(decoded, label))):
+        log.warning("%s", warning)
+    return decoded.text
 
 
-def _decoded(data: bytes, label: str) -> tuple[str, list[Replaced]]:
-    decoded = decode(data, label)
-    if decoded.guessed:
-        log.warning("%s: not UTF-8, read as %s", label, decoded.encoding)
-    return decoded.text, [Replaced(label, decoded.replaced)] if decoded.replaced else []
+def _guess(decoded: Decoded, label: str) -> tuple[str, ...]:
+    return (f"{label}: not UTF-8, read as {decoded.encoding}",) if decoded.guessed else ()
+
+
+def _replaced(decoded: Decoded, label: str) -> tuple[Replaced, ...]:
+    return (Replaced(label, decoded.replaced),) if decoded.replaced else ()
 
 
 def told(damage: Replaced) -> str:
@@ -81,70 +80,6 @@ def told(damage: Replaced) -> str:
 
 def _read_text(text: str, label: str) -> Iterator[Row]:
     yield Row({"text": document(text, label)}, label)
-
-
-def _read_json_lines(text: str, label: str) -> Iterator[Row]:
-    return _read_json(text, label, lines=True)
-
-
-def _read_json(text: str, label: str, *, lines: bool = False) -> Iterator[Row]:
-    """JSON and JSON Lines alike, told apart by content: many files have the other one's name."""
-    if not text.strip():
-        return
-    if text.lstrip().startswith("{") and (lines or _is_json_lines(text)):
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield from from_record(parse_json(line, f"{label}:{number}", one_line=True), f"{label}:{number}")
-        return
-    content = parse_json(text, label)
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
-        for key, value in content.items():
-            yield from from_record(value, f"{label} key {clean(key)!r}")
-        return
-    for number, record in enumerate(content if isinstance(content, list) else [content], 1):
-        yield from from_record(record, f"{label} row {number}")
-
-
-def _is_json_lines(text: str) -> bool:
-    """Whether a first JSON value ends at a line end and more text follows."""
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return error.msg == "Extra data" and "\n" in text[: error.pos]
-    except (ValueError, RecursionError):
-        pass
-    return False
-
-
-def _read_csv(text: str, label: str) -> Iterator[Row]:
-    rows = _csv_rows(text, label)
-    header = rows[0][1] if rows else []
-    for line, cells in rows[1:]:
-        extra = [cell for cell in cells[len(header) :] if cell.strip()]
-        if extra:
-            hint = "put text that holds the separator in double quotes"
-            raise DataError(f"{label}:{line}: {len(cells)} columns, but the header has {len(header)}", hint=hint)
-        yield from from_record(dict(zip_longest(header, cells[: len(header)], fillvalue="")), f"{label}:{line}")
-
-
-def _csv_rows(text: str, label: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not blank with the line each begins at; the separator is the one most frequent in the header."""
-    header = text.lstrip("\n").partition("\n")[0]
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
-    rows, line = [], 1
-    limit = csv.field_size_limit(max(len(text), 131072))
-    try:
-        for cells in table:
-            if any(cell.strip() for cell in cells):
-                rows.append((line, cells))
-            line = table.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{label}:{line}: broken CSV: {error}", hint="double a quote inside a quoted field") from error
-    finally:
-        csv.field_size_limit(limit)
-    return rows
 
 
 def _read_tokens(path: Path, label: str) -> Iterator[Row]:
@@ -169,38 +104,89 @@ def _read_tokens(path: Path, label: str) -> Iterator[Row]:
 
 _TEXT = """txt md markdown rst tex org adoc py pyi c h cc cpp cxx hpp hh m mm js jsx mjs ts tsx java kt scala go rs swift
     rb php pl lua r jl sh ps1 sql cs fs hs ml ex erl clj dart zig"""
-_READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {
-    **dict.fromkeys(_TEXT.split(), _read_text),
-    **dict.fromkeys(("jsonl", "ndjson"), _read_json_lines),
-    "json": _read_json,
-    "csv": _read_csv,
-    "tsv": _read_csv,
+_KINDS = {
+    **dict.fromkeys(_TEXT.split(), "text"),
+    **dict.fromkeys(("jsonl", "ndjson"), "lines"),
+    "json": "json",
+    **dict.fromkeys(("csv", "tsv"), "csv"),
 }
+_READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {"text": _read_text, "json": read_json.read, "csv": read_csv.read}
 
 
-def parse(data: bytes, path: Path, label: str, *, sandbox: Sandbox, password: str = "") -> list[Item]:
-    """The rows in the content of a file, at least one, and the pages that were left out.
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a file that is read by itself.
+
+    Attributes:
+        kind: "tokens", "text", or a kind that `Sandbox.read` takes.
+        content: its characters, or the bytes of a file that is no text; nothing of files that are mapped.
+        first: number of its first line.
+    """
+
+    kind: str
+    content: str | bytes = ""
+    first: int = 1
+
+    @property
+    def foreign(self) -> bool:
+        """Whether a child reads it: what is no text, and records that take a while; plain text is not parsed at all."""
+        return isinstance(self.content, bytes) or (self.kind != "text" and len(self.content) > _PIECE)
+
+    def read(self, path: Path, label: str) -> Iterator[Item]:
+        """Its rows, read here; a part that is a text, or tokens of the file at `path`."""
+        if self.kind == "tokens":
+            return _read_tokens(path, label)
+        assert isinstance(self.content, str)
+        if self.kind == "lines":
+            return read_json.read_lines(self.content, label, first=self.first)
+        return _READERS[self.kind](self.content, label)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file to be read: its parts in order, what decoding has replaced, and what the user should know of its encoding."""
+
+    parts: tuple[Part, ...]
+    replaced: tuple[Replaced, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def open_parts(data: bytes, path: Path, label: str) -> Content:
+    """Decode a file if it is a text, and cut it where its format permits.
 
     Args:
         data: the content; not used of files that are mapped.
         path: decides by its extension how the content is read.
         label: what rows and errors call the file.
-        password: for encrypted PDFs.
 
     Raises:
-        DataError: of a kind that is not read, damaged, or without a row.
+        DataError: of a kind that is not read, or no text.
     """
     kind = path.suffix[1:].lower()
-    items: list[Item]
     if kind == MAPPED:
-        items = list(_read_tokens(path, label))
-    elif kind in FOREIGN:
-        items = sandbox.read(FOREIGN[kind], data, label, password=password)
-    elif kind in _READERS:
-        text, replaced = _decoded(data, label)
-        items = [*replaced, *_READERS[kind](text, label)]
-    else:
+        return Content((Part("tokens"),))
+    if kind in FOREIGN:
+        return Content((Part(FOREIGN[kind], data),))
+    if kind not in _KINDS:
         raise DataError(f"{label}: {kind or 'a file without extension'} is not read yet", hint=f"save it as {KINDS}")
+    decoded = decode(data, label)
+    return Content(tuple(_parts(_KINDS[kind], decoded.text)), _replaced(decoded, label), _guess(decoded, label))
+
+
+def _parts(kind: str, text: str) -> Iterator[Part]:
+    """JSON Lines are cut at line ends, other texts stay whole."""
+    if kind != "lines" or not read_json.is_lines(text):
+        yield Part("json" if kind == "lines" else kind, text)
+        return
+    at, line = 0, 1
+    while at < len(text):
+        end = text.find("\n", at + _PIECE) + 1 or len(text)
+        yield Part("lines", text[at:end], line)
+        line += text.count("\n", at, end)
+        at = end
+
+
+def check_rows(items: Sequence[Item], label: str) -> None:
+    """DataError when a file holds no row."""
     if not any(isinstance(item, Row) for item in items):
         raise DataError(f"{label}: holds no rows", hint=ACCEPTED)
-    return items

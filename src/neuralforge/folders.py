@@ -9,20 +9,23 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from .documents import MAPPED, open_content, parse, read_content, told
+from .documents import MAPPED, Content, Part, check_rows, open_content, open_parts, read_content, told
 from .errors import DataError
 from .records import Item, Replaced
-from .sandbox import KINDS as FOREIGN
 from .sandbox import Sandbox
+from .workers import Workers
 
 log = logging.getLogger("neuralforge")
 
-# how far reading is ahead of what is taken; a slow file must not leave the other cores without work
-_AHEAD_BYTES, _AHEAD_FILES = 64 << 20, 1000
+# how far reading is ahead of what is taken, in bytes, files, and bytes times weight: a slow file must not leave the other
+# cores without work, but an interruption costs what was read ahead
+_AHEAD_BYTES, _AHEAD_FILES, _AHEAD_COST = 64 << 20, 1000, 512 << 20
+_WEIGHT = {".pdf": 40}  # time for a byte, HTML as 1: they were 3.2 and 0.08 µs
 _CHUNK = 1 << 20
 
 
@@ -95,37 +98,33 @@ def read_files(
 ) -> Iterator[FileRead]:
     """Read files in their order; a bad one is told by its `error` and does not end the rest.
 
-    Foreign files are read in children, as many at once as there are cores, ahead of what is taken.
+    Foreign files and parts of long ones are read in children, as many at once as there are cores, ahead of what is taken and
+    the longest first.
 
     Args:
         files: (label, path) of each.
         password: for encrypted PDFs.
-        known: whether a (label, SHA-256) needs no reading; None: all do.
+        known: whether a (label, SHA-256) needs no reading; None: all do, and no digest is needed.
     """
     from . import _core
 
-    workers = _core.available_threads()
-    sandbox, pool = Sandbox(), ThreadPoolExecutor(workers)
-    waiting: deque[tuple[int, Future[Callable[[], FileRead]]]] = deque()
-    ahead = 0
-
-    def fetch(label: str, path: Path) -> Callable[[], FileRead]:
-        return _fetch(label, path, sandbox, password, known)
-
-    try:
+    waiting: deque[tuple[int, float, Future[_Loaded]]] = deque()
+    size_ahead, cost_ahead = 0, 0.0
+    with Workers(_core.available_threads()) as workers, Sandbox() as sandbox:
+        loading = _Loading(workers, sandbox, password, known)
         for label, path in files:
             size = file_size(path)
-            while waiting and (ahead + size > _AHEAD_BYTES or len(waiting) >= _AHEAD_FILES):
-                taken, done = waiting.popleft()
-                ahead -= taken
-                yield done.result()()
-            waiting.append((size, pool.submit(fetch, label, path)))
-            ahead += size
+            cost = size * _WEIGHT.get(path.suffix.lower(), 1)
+            while waiting and (
+                size_ahead + size > _AHEAD_BYTES or cost_ahead + cost > _AHEAD_COST or len(waiting) >= _AHEAD_FILES
+            ):
+                taken, done_cost, done = waiting.popleft()
+                size_ahead, cost_ahead = size_ahead - taken, cost_ahead - done_cost
+                yield _finish(done.result())
+            waiting.append((size, cost, workers.submit(partial(loading.load, label, path, cost), cost=cost)))
+            size_ahead, cost_ahead = size_ahead + size, cost_ahead + cost
         while waiting:
-            yield waiting.popleft()[1].result()()
-    finally:
-        sandbox.close()
-        pool.shutdown(cancel_futures=True)
+            yield _finish(waiting.popleft()[2].result())
 
 
 def reason_of(label: str, error: DataError) -> str:
@@ -133,24 +132,50 @@ def reason_of(label: str, error: DataError) -> str:
     return re.sub(r"^:(\d+):", r"line \1:", error.message.removeprefix(label)).lstrip(": ")
 
 
-def _fetch(
-    label: str, path: Path, sandbox: Sandbox, password: str, known: Callable[[str, str], bool] | None
-) -> Callable[[], FileRead]:
-    """Read a file in a thread; what is left to do where the order is known, without other threads in the way."""
-    mapped = path.suffix[1:].lower() == MAPPED
-    try:
-        data = b"" if mapped else read_content(path, label)
-        digest = hashlib.sha256(data).hexdigest() if not mapped else _hash(path, label) if known is not None else ""
-    except DataError as error:
-        failed = FileRead(label, error=error)
-        return lambda: failed
-    base = FileRead(label, file_size(path), digest)
-    if known is not None and known(label, digest):
-        return lambda: replace(base, known=True)
-    if path.suffix[1:].lower() in FOREIGN:
-        done = _parsed(base, data, path, sandbox, password)
-        return lambda: done
-    return lambda: _parsed(base, data, path, sandbox, password)
+@dataclass(frozen=True)
+class _Loaded:
+    """A file whose bytes are there, and what children are reading of it; None for a part that is read in `_finish`."""
+
+    base: FileRead
+    path: Path
+    content: Content
+    reading: tuple[Future[list[Item] | None] | None, ...]
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """What all files of a `read_files` have in common."""
+
+    workers: Workers
+    sandbox: Sandbox
+    password: str
+    known: Callable[[str, str], bool] | None
+
+    def load(self, label: str, path: Path, cost: float) -> _Loaded:
+        """Read and decode a file, in a thread, and hand its foreign parts on."""
+        try:
+            data, digest = self._bytes(path, label)
+            base = FileRead(label, file_size(path), digest)
+            if self.known is not None and self.known(label, digest):
+                return _Loaded(replace(base, known=True), path, Content(()), ())
+            content = open_parts(data, path, label)
+        except DataError as error:
+            return _Loaded(FileRead(label, error=error), path, Content(()), ())
+        part_cost = cost / len(content.parts)
+        return _Loaded(base, path, content, tuple(self._hand_on(part, label, part_cost) for part in content.parts))
+
+    def _bytes(self, path: Path, label: str) -> tuple[bytes, str]:
+        """Content and, where it is needed, SHA-256 in hex; a file that is mapped may be larger than the memory."""
+        if path.suffix[1:].lower() == MAPPED:
+            return b"", _hash(path, label) if self.known is not None else ""
+        data = read_content(path, label)
+        return data, hashlib.sha256(data).hexdigest() if self.known is not None else ""
+
+    def _hand_on(self, part: Part, label: str, cost: float) -> Future[list[Item] | None] | None:
+        if not part.foreign:
+            return None
+        read = partial(self.sandbox.read, part.kind, part.content, label, password=self.password, first=part.first)
+        return self.workers.submit(read, cost=cost)
 
 
 def _hash(path: Path, label: str) -> str:
@@ -162,12 +187,19 @@ def _hash(path: Path, label: str) -> str:
     return digest.hexdigest()
 
 
-def _parsed(base: FileRead, data: bytes, path: Path, sandbox: Sandbox, password: str) -> FileRead:
+def _finish(file: _Loaded) -> FileRead:
+    """Put what was read together, and read the rest: here the order is known, and no other thread is in the way."""
+    if file.base.error is not None or file.base.known:
+        return file.base
+    label = file.base.label
+    items: list[Item] = [*file.content.replaced]
     try:
-        items = parse(data, path, base.label, sandbox=sandbox, password=password)
+        for part, reading in zip(file.content.parts, file.reading, strict=True):
+            found = reading.result() if reading is not None else None
+            items += part.read(file.path, label) if found is None else found
+        check_rows(items, label)
     except DataError as error:
-        return replace(base, error=error)
-    for item in items:
-        if isinstance(item, Replaced):
-            log.warning("%s", told(item))
-    return replace(base, items=tuple(items))
+        return replace(file.base, error=error)
+    for warning in (*file.content.warnings, *(told(item) for item in items if isinstance(item, Replaced))):
+        log.warning("%s", warning)
+    return replace(file.base, items=tuple(items))

@@ -67,7 +67,8 @@ class Dataset:
         """Rows of a file, or of all files in a folder and below in the order of their names.
 
         In a folder hidden files are left out, and a file that cannot be read is listed in `skipped` instead of ending all.
-        PDF, DOCX and HTML files are read in child processes that can open nothing and have limited memory and time.
+        PDF, DOCX, HTML, Parquet and long JSON and CSV files are read in child processes that can open nothing and have limited
+        memory and time.
 
         Args:
             path: .jsonl, .json, .csv, .tsv, .txt, .md, .html, .pdf, .docx, source code, a .bin file of uint16 token ids or a

@@ -86,12 +86,17 @@ def _text(archive: zipfile.ZipFile, label: str) -> str:
     headers = _borders(archive, related.get("header", []), label)
     footers = _borders(archive, related.get("footer", []), label)
     body = _Body("", notes).parse(archive, main, label).blocks
-    return "\n\n".join([*headers, *body, *footers])
+    return _joined([*headers, *body, *footers], "\n\n")
+
+
+def _joined(blocks: list[str], gap: str) -> str:
+    """Blocks with a gap between them; rows of a table stand line by line."""
+    return "".join(block if block.endswith("\n") else block + gap for block in blocks).removesuffix(gap)
 
 
 def _borders(archive: zipfile.ZipFile, parts: list[str], label: str) -> list[str]:
     """Texts of headers or footers, each once."""
-    texts = ("\n".join(_Body("", {}).parse(archive, part, label).blocks) for part in parts)
+    texts = (_joined(_Body("", {}).parse(archive, part, label).blocks, "\n").rstrip("\n") for part in parts)
     return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
@@ -237,7 +242,7 @@ class _Body:
         elif name == "tbl":
             self._add("", line=False)
         elif name == self._notes_of:
-            self.notes[f"{name} {self._number}"] = "\n".join(self._containers[0])
+            self.notes[f"{name} {self._number}"] = _joined(self._containers[0], "\n")
             self._containers[0].clear()
 
     def _close_paragraph(self) -> None:
@@ -246,11 +251,9 @@ class _Body:
             self._add(note, line=False)
 
     def _add(self, text: str, *, line: bool) -> None:
-        """A block; with `line` a row of a table, which goes on where its table has begun."""
+        """A block; with `line` a row of a table, whose line end says that the next row may follow at once."""
         blocks = self._containers[-1]
-        if line and blocks and blocks[-1].endswith("\n"):
-            blocks[-1] += text + "\n"
-        elif line:
+        if line:
             blocks.append(text + "\n")
         else:
             if blocks and blocks[-1].endswith("\n"):

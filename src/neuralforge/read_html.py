@@ -12,6 +12,7 @@ from .errors import DataError
 from .records import Item, Replaced, Row, document
 
 _CHARSET = re.compile(rb"""<(?:meta\b[^>]*\bcharset|\?xml\b[^>]*\bencoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_SPACES = re.compile(r"[^\S ]\s*| \s+")  # white space that is not one blank
 _HEAD = 4096  # bytes in which a page may name its encoding; browsers look at 1024
 
 
@@ -34,17 +35,24 @@ def read(data: bytes, label: str) -> Iterator[Item]:
     yield Row({"text": document(parser.text(), label)}, label)
 
 
+_PARAGRAPHS = "h1 h2 h3 h4 h5 h6 p pre table ul ol dl blockquote article section header footer main nav aside form"
+_LINES = "br div tr li dt dd hr option caption figcaption"
+
+
 class _HtmlText(HTMLParser):
     """Collects the visible text of a page, with line ends where a browser would break."""
 
     hidden = ("script", "style", "template", "noscript", "title")
-    paragraph = re.compile(r"h[1-6]|p|pre|table|[uod]l|blockquote|article|section|header|footer|main|nav|aside|form")
-    line = re.compile(r"br|div|tr|li|d[td]|hr|option|caption|figcaption")
+    breaks = dict.fromkeys(_PARAGRAPHS.split(), "\n\n") | dict.fromkeys(_LINES.split(), "\n")
 
     def __init__(self) -> None:
         super().__init__()
         self.parts: list[str] = ["\n"]
         self.depth = {"hidden": 0, "pre": 0}
+
+    def updatepos(self, i: int, j: int) -> int:
+        """Where the parser goes on; it would count lines, which nobody asks for."""
+        return j
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._tag(tag, 1)
@@ -61,16 +69,14 @@ class _HtmlText(HTMLParser):
         kind = "hidden" if tag in self.hidden else tag
         if kind in self.depth:
             self.depth[kind] = max(0, self.depth[kind] + step)
-        if self.paragraph.fullmatch(tag):
-            self.parts.append("\n\n")
-        elif self.line.fullmatch(tag):
-            self.parts.append("\n")
+        if tag in self.breaks:
+            self.parts.append(self.breaks[tag])
 
     def handle_data(self, data: str) -> None:
         if self.depth["hidden"]:
             return
         if not self.depth["pre"]:
-            data = re.sub(r"\s+", " ", data)
+            data = _SPACES.sub(" ", data)
             data = data.lstrip() if self.parts[-1][-1].isspace() else data
         if data:
             self.parts.append(data)

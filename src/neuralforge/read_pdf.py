@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import DataError
-from .records import Item, Row, document
+from .records import Item, Row, clean, document
 
 NO_TEXT = "no text layer: needs OCR"
 _MOST_PAGES = 100_000
@@ -38,6 +38,8 @@ def prepare() -> None:
 
     import pypdf
     from pypdf import filters
+
+    from . import pdf_content  # noqa: F401
 
     for name in ("pypdf.xmp", "pypdf._codecs._codecs", "pypdf._codecs.core_font_metrics", "pypdf._text_extraction"):
         with contextlib.suppress(ImportError):  # not in every version
@@ -130,7 +132,8 @@ def _page(page: Any, number: int, label: str) -> tuple[str, str]:
 
     try:
         _check_content(page, number, label)
-        text = page.extract_text().replace("\0", "").strip()
+        _cut_fast(page)
+        text = clean(page.extract_text().replace("\0", "").strip())  # here: it may change the length
     except (DataError, MemoryError):
         raise
     except Exception as error:
@@ -142,6 +145,17 @@ def _page(page: Any, number: int, label: str) -> tuple[str, str]:
     resources = page.get("/Resources")
     pictures = resources is not None and "/XObject" in resources.get_object()
     return text, NO_TEXT if pictures and not text else ""
+
+
+def _cut_fast(page: Any) -> None:
+    """Have the content of a page cut by `pdf_content`."""
+    from pypdf.generic import NameObject
+
+    from .pdf_content import Content
+
+    contents = page.get("/Contents")
+    if contents is not None:
+        page[NameObject("/Contents")] = Content(contents.get_object(), page.pdf, "bytes")
 
 
 def _check_content(page: Any, number: int, label: str) -> None:

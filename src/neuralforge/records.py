@@ -11,8 +11,9 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
@@ -37,8 +38,8 @@ class Row:
             {"input_ids": integer array (n,)}, the last optionally with "labels": int32 array (n,), or "trained": bool
             array (n,), and "tokenizer": fingerprint of the one that made the ids.
         source: where it comes from: "notes/a.md", "rows.jsonl:12" (line), "rows.json row 5", "row 5" (from 1).
-        places: (first character, what the place is called) of the parts of a text in order, for example its pages; empty
-            where the text has none.
+        places: (first character, what the place is called) of the parts of a text in order, for example its pages; of
+            input_ids (first token, what it is called); empty where there are none.
     """
 
     data: Mapping[str, Any]
@@ -46,13 +47,21 @@ class Row:
     places: tuple[tuple[int, str], ...] = ()
 
     def place(self, offset: int) -> str:
-        """Where a character of the text stands: "a.pdf page 3" where the pages are known, else "notes.txt:12" (line)."""
-        if self.places:
-            part = max(0, bisect_right(self.places, offset, key=lambda place: place[0]) - 1)
-            return f"{self.source} {self.places[part][1]}"
-        if "text" in self.data and not _PART.search(self.source):
-            return f"{self.source}:{self.data['text'].count(chr(10), 0, offset) + 1}"
-        return self.source
+        """Where a character or token stands: "a.pdf page 3" where the pages are known, else "notes.txt:12" (line of text)."""
+        return self.places_of([offset])[0]
+
+    def places_of(self, offsets: Sequence[int]) -> list[str]:
+        """`place` of ascending offsets; the text is gone through once."""
+        if self.places or "text" not in self.data or _PART.search(self.source):
+            return [place_in(self.places, self.source, offset) for offset in offsets]
+        lines = accumulate(self.data["text"].count("\n", a, b) for a, b in pairwise([0, *offsets]))
+        return [f"{self.source}:{line + 1}" for line in lines]
+
+
+def place_in(places: Sequence[tuple[int, str]], source: str, offset: int) -> str:
+    """ "a.pdf page 3" where the places are known, as in `Row.places`; else the source."""
+    part = max(0, bisect_right(places, offset, key=lambda place: place[0]) - 1)
+    return f"{source} {places[part][1]}" if places else source
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,9 @@ def from_record(record: Any, source: str) -> Iterator[Row]:
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{source}: expected an object with named values, found {kind_of(record)}", hint=ACCEPTED)
+    if len(record) == 1 and isinstance(record.get("text"), str):  # what most long files hold
+        yield Row({"text": _string(record["text"], "text", source)}, source)
+        return
     by_name = {str(key).strip().lower(): value for key, value in record.items()} | dict(record)
     fields = {str(key): value for key, value in by_name.items() if not _missing(value)}
     if isinstance(fields.get("instances"), list) and "instruction" in fields:

@@ -23,7 +23,7 @@ class Hit:
     """One piece of personal data.
 
     Attributes:
-        place: file with page or line, as `Row.place` says it.
+        place: file with page or line, as `Row.places_of` says it.
         kind: a key of `RULES`.
         text: what stood there.
     """
@@ -54,11 +54,11 @@ class Rule:
 _EDGE, _END = r"(?<![\w.-])", r"(?![\w-]|\.\d)"
 _DATE = (
     r"(?:\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2})|\d{4}[./-]\d{1,2}[./-]\d{1,2}"
-    r"|\d{1,2}(?:st|nd|rd|th|\.)?\s+[A-Za-zäéû]{3,9}\.?,?\s+\d{4}|[A-Za-z]{3,9}\.?\s+\d{1,2}(?:st|nd|rd|th)?,?\s+\d{4})"
+    r"|\d{1,2}(?:st|nd|rd|th|\.)?\s+(?:(?:of|de)\s+)?[A-Za-zäéû]{3,10}\.?,?\s+(?:de\s+)?\d{4}|[A-Za-z]{3,9}\.?\s+\d{1,2}(?:st|nd|rd|th)?,?\s+\d{4})"
 )
 _BORN = (
     r"(?:\b(?:date\s+of\s+birth|birth\s*date|birthday|born(?:\s+on)?|d\.?o\.?b\.?|geboren(?:\s+am)?|geburtsdatum|geb\."
-    r"|n[ée]e?\s+le|date\s+de\s+naissance|fecha\s+de\s+nacimiento|nacid[oa]\s+el|data\s+di\s+nascita|nat[oa]\s+il)\s*[:=-]?\s*)"
+    r"|n[ée]e?\s+le|date\s+de\s+naissance|fecha\s+de\s+nacimiento|nacid[oa]\s+el|data\s+di\s+nascita|nat[oa]\s+il)\s*(?:[:=-]|is\b|was\b)?\s*(?:the\s+|el\s+)?)"
 )
 _RECORD = (
     r"(?:\b(?:mrn|medical\s+record(?:\s+(?:number|no\.?|#))?|patient[\s-]*(?:id|number|no\.?)|hospital\s+(?:number|no\.?)"
@@ -75,15 +75,20 @@ def _rule(
 _UK_LETTERS = r"(?![DFIQUV])[A-Z](?![DFIQUVO])[A-Z](?<!BG|GB|KN|NK|NT|TN|ZZ)"
 _GERMAN_WORD = r"(?:(?i:steuer|identifikationsnummer|idnr|tin\b)[^\d\n]{0,30})"
 _FRENCH = r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}"
+_TAX = r"[\dLMNPQRSTUV]"  # letters stand for digits where two people would have the same code
 # forms of national ids; where any number could look like one, a word has to stand before it
 _NATIONAL: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    (_EDGE + r"(?P<it>\d{3}[- ]\d{2}[- ]\d{4})", check_digits.ssn),
+    (_EDGE + r"(?P<it>\d{3}(?P<gap>[- ])\d{2}(?P=gap)\d{4})", check_digits.ssn),
     (_EDGE + rf"(?P<it>{_UK_LETTERS} ?\d{{2}} ?\d{{2}} ?\d{{2}} ?[A-D])", _always),
     (r"(?:NHS[^\d\n]{0,20})(?P<it>\d{3}[ -]?\d{3}[ -]?\d{4})", check_digits.nhs),
     (_GERMAN_WORD + r"(?P<it>\d{2} ?\d{3} ?\d{3} ?\d{3})", check_digits.steuer_id),
     (_EDGE + rf"(?P<it>{_FRENCH})", check_digits.nir),
-    (_EDGE + r"(?P<it>(?:\d{8}|[XYZ][ -]?\d{7})[ -]?[A-HJ-NP-TV-Z])", check_digits.dni),
-    (_EDGE + r"(?P<it>[A-Z]{6}\d{2}[A-EHLMPRST]\d{2}[A-Z]\d{3}[A-Z])", check_digits.codice_fiscale),
+    (_EDGE + r"(?P<it>(?:\d{8}|[XYZ]-?\d{7})-?[A-HJ-NP-TV-Z])", check_digits.dni),
+    (r"(?:(?i:\b(?:dni|nie|nif))\b[^\w\n]{0,20})(?P<it>(?:\d{8}|[XYZ][ -]?\d{7})[ -]?[A-HJ-NP-TV-Z])", check_digits.dni),
+    (
+        _EDGE + rf"(?P<it>[A-Z]{{6}}{_TAX}{{2}}[A-EHLMPRST]{_TAX}{{2}}[A-Z]{_TAX}{{3}}[A-Z])",
+        check_digits.codice_fiscale,
+    ),
     (r"(?:(?i:\bbsn|burgerservicenummer|sofinummer)[^\d\n]{0,20})(?P<it>\d{9})", check_digits.bsn),
     (r"(?:(?i:\bpesel)[^\d\n]{0,20})(?P<it>\d{11})", check_digits.pesel),
     (_EDGE + r"(?P<it>\d{3}\.\d{3}\.\d{3}-\d{2})", check_digits.cpf),
@@ -93,14 +98,17 @@ _PHONE_WORD = (
     r"(?:(?i:\b(?:tel|phone|mobile|mobil|cell|fax|telefon|téléphone|teléfono|telefono|handy)\b)[^\w\n(]{0,4}"
     r"(?:(?i:no|nr|number|nummer)\b[^\w\n]{0,3})?)"
 )
-_IBAN = r"(?<!\w)(?P<it>[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?)(?!\w)"
+_IBAN = r"(?<!\w)(?P<it>[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30})(?!\w)"
 # the order decides where two would match at the same place
 RULES = (
-    _rule("EMAIL", r"(?<![\w.+-])(?P<it>[\w.+%'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24})(?![\w@-])"),
+    _rule(
+        "EMAIL",
+        r"(?<![\w.+-])(?P<it>[\w.+%-][\w.+%'-]{0,63}@(?:[\w-]{1,63}\.){1,8}(?:[^\W\d_]{2,24}|xn--[a-z0-9-]{2,59}))(?![\w@-])",
+    ),
     _rule("IBAN", _IBAN, check_digits.iban, cut=check_digits.iban_alone),
     _rule(
         "CARD",
-        _EDGE + r"(?P<it>[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}|3[47]\d{2}[ -]?\d{6}[ -]?\d{5})" + _END,
+        _EDGE + r"(?P<it>[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}|3[0-9]\d{2}[ -]?\d{6}[ -]?\d{4,5})" + _END,
         check_digits.card,
     ),
     _rule("BIRTH_DATE", _BORN + rf"(?P<it>{_DATE})(?!\d)", flags=re.IGNORECASE),
@@ -125,7 +133,8 @@ def find(text: str) -> list[tuple[int, int, str]]:
             start, end = match.start("it"), match.start("it") + len(it)
             at = bisect(found, (start, end, rule.kind))
             free = (at == 0 or found[at - 1][1] <= start) and (at == len(found) or end <= found[at][0])
-            if free and rule.check(it):
+            whole = end == match.end("it") or not text[end].isalnum()  # not the beginning of a longer number
+            if free and whole and rule.check(it):
                 found.insert(at, (start, end, rule.kind))
     return found
 
@@ -161,9 +170,12 @@ def _redacted(value: Any, row: Row, hits: list[Hit]) -> Any:
 
 
 def _pieces(text: str, row: Row, hits: list[Hit]) -> Iterator[str]:
+    found = find(text)
+    starts = [start for start, _, _ in found]
+    places = row.places_of(starts) if row.data.get("text") is text else [row.source] * len(found)
     at = 0
-    for start, end, kind in find(text):
-        hits.append(Hit(row.place(start) if row.data.get("text") is text else row.source, kind, text[start:end]))
+    for (start, end, kind), place in zip(found, places, strict=True):
+        hits.append(Hit(place, kind, text[start:end]))
         yield f"{text[at:start]}[{kind}]"
         at = end
     yield text[at:]

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,18 +50,20 @@ class Sandbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def read(self, kind: str, data: bytes, label: str, *, password: str = "") -> list[Item]:
-        """The rows of a file and what was left out.
+    def read(self, kind: str, content: bytes | str, label: str, *, password: str = "", first: int = 1) -> list[Item] | None:
+        """The rows of a file and what was left out; None for rows of token ids in a text, which have to be read elsewhere.
 
         Args:
-            kind: a value of `KINDS`.
+            kind: a value of `KINDS`, with bytes, or of `sandbox_child.TEXTS`, with characters.
             label: what rows and errors call the file.
             password: for encrypted PDFs.
+            first: number of the first line, for "lines".
 
         Raises:
             DataError: damaged, encrypted, without text, or it took its reader too much memory or time.
         """
-        order = {"kind": kind, "label": label, "password": password}
+        data = content.encode(errors="surrogatepass") if isinstance(content, str) else content
+        order = {"kind": kind, "label": label, "password": password, "first": first}
         group = "parquet" if kind == "parquet" else "documents"
         child = self._take(group)
         answer = child.ask(order, data)
@@ -73,9 +76,10 @@ class Sandbox:
         child.fresh = False
         with self._lock:
             self._idle[group].append(child)
-        if "error" in answer:
-            raise DataError(answer["error"][0], hint=answer["error"][1])
-        return [_item(item) for item in answer["items"]]
+        about, texts = answer
+        if "error" in about:
+            raise DataError(about["error"][0], hint=about["error"][1])
+        return list(_items(about["items"], texts)) if "items" in about else None
 
     def _take(self, group: str, *, new: bool = False) -> _Child:
         with self._lock:
@@ -118,8 +122,8 @@ class _Child:
             start_new_session=True,  # Ctrl-C in the terminal is for the parent
         )
 
-    def ask(self, order: dict[str, str], data: bytes) -> dict[str, Any] | None:
-        """The answer to a request; None when the process has ended instead."""
+    def ask(self, order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], str] | None:
+        """The answer to a request and its texts, see `sandbox_child`; None when the process has ended instead."""
         from .sandbox_child import ANSWER, REQUEST
 
         assert self._process.stdin and self._process.stdout
@@ -128,11 +132,11 @@ class _Child:
             self._process.stdin.write(REQUEST.pack(len(about), len(data)) + about)
             self._process.stdin.write(data)
             self._process.stdin.flush()
-            (size,) = ANSWER.unpack(self._process.stdout.read(ANSWER.size))
-            answer: dict[str, Any] = json.loads(self._process.stdout.read(size))
+            sizes = ANSWER.unpack(self._process.stdout.read(ANSWER.size))
+            answer, texts = (self._process.stdout.read(size).decode(errors="surrogatepass") for size in sizes)
+            return json.loads(answer), texts
         except (OSError, ValueError, struct.error):
             return None
-        return answer
 
     def kill(self) -> None:
         """End the process at once; `close` has to follow."""
@@ -161,13 +165,24 @@ def _death(code: int, label: str, size: int) -> DataError:
     return DataError(f"{label}: {reason}", hint=hint)
 
 
-def _item(item: list[Any]) -> Item:
-    kind, *values = item
-    if kind == "row":
-        data, source, places = values
-        if "input_ids" in data:
-            import numpy as np
+def _items(plain: list[list[Any]], texts: str) -> Iterator[Item]:
+    """What the child made plain: texts are lengths there, and follow one another in `texts`."""
+    at = 0
+    for kind, *values in plain:
+        if kind == "texts":
+            for length, source in zip(*values, strict=True):
+                yield Row({"text": texts[at : at + length]}, source)
+                at += length
+        elif kind == "row":
+            data, source, places = values
+            for key, value in data.items():
+                if isinstance(value, int):
+                    data[key] = texts[at : at + value]
+                    at += value
+                elif key in ("input_ids", "labels"):
+                    import numpy as np
 
-            data |= {name: np.array(data[name], np.int32) for name in ("input_ids", "labels") if name in data}
-        return Row(data, source, tuple((at, name) for at, name in places))
-    return Replaced(*values) if kind == "replaced" else (values[0], values[1])
+                    data[key] = np.array(value, np.int32)
+            yield Row(data, source, tuple((offset, name) for offset, name in places))
+        else:
+            yield Replaced(*values) if kind == "replaced" else (values[0], values[1])

@@ -15,18 +15,20 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any, BinaryIO
 
-from . import read_docx, read_html, read_parquet, read_pdf
+from . import read_csv, read_docx, read_html, read_json, read_parquet, read_pdf
 from .errors import DataError
 from .records import Item, Replaced, Row
 
 REQUEST = struct.Struct("<IQ")  # bytes of the JSON that says what to do, and of the file that follows
-ANSWER = struct.Struct("<Q")  # bytes of the JSON
+ANSWER = struct.Struct("<QQ")  # bytes of the JSON, and of the texts of its rows, which stand in it as their lengths
 EXIT_TOO_BIG = 9
 
 _MEMORY, _MEMORY_PER_BYTE, _MOST_MEMORY = 150 << 20, 24, 3 << 30
+_MEMORY_PER_TEXT_BYTE = 64  # records of a few bytes each need about 50 (counted from the sizes of Python objects)
 _SECONDS, _SECONDS_PER_MIB = 10, 20  # pypdf needs about 1.5 s for each MiB of a dense file on a fast machine
 _WATCH = 0.05
 
@@ -35,7 +37,12 @@ _READERS: dict[str, Callable[..., Iterable[Item]]] = {
     "docx": read_docx.read,
     "html": read_html.read,
     "parquet": read_parquet.read,
+    "json": read_json.read,
+    "lines": read_json.read_lines,
+    "csv": read_csv.read,
 }
+TEXTS = ("json", "lines", "csv")  # what comes decoded, in UTF-8
+_OPTIONS = {"pdf": "password", "lines": "first"}
 
 
 def main(group: str) -> None:
@@ -49,13 +56,20 @@ def main(group: str) -> None:
     while head := read.read(REQUEST.size):
         about, size = REQUEST.unpack(head)
         order = json.loads(read.read(about))
-        memory.limit(min(_MEMORY + _MEMORY_PER_BYTE * size, _MOST_MEMORY))
+        memory.limit(_room(order["kind"], size))
         _limit_time(size)
         try:
-            _answer(write, _result(order, read.read(size)))
+            _answer(write, order, read.read(size))
         except MemoryError:
             os._exit(EXIT_TOO_BIG)
         gc.collect()
+
+
+def _room(kind: str, size: int) -> int:
+    """Bytes of memory in which a file must be read."""
+    if kind in TEXTS:
+        return _MEMORY + _MEMORY_PER_TEXT_BYTE * size
+    return min(_MEMORY + _MEMORY_PER_BYTE * size, _MOST_MEMORY)
 
 
 def _prepare(group: str) -> None:
@@ -68,7 +82,11 @@ def _prepare(group: str) -> None:
     for module in pkgutil.iter_modules(encodings.__path__, "encodings."):
         with contextlib.suppress(ImportError):  # those of Windows
             importlib.import_module(module.name)
-    (read_parquet if group == "parquet" else read_pdf).prepare()
+    if group == "parquet":
+        read_parquet.prepare()
+    else:
+        read_pdf.prepare()
+        sys.modules["numpy"] = None  # type: ignore[assignment]  # an import fails, and opens no file
 
 
 def _give_up() -> None:
@@ -126,24 +144,53 @@ def _limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def _result(order: dict[str, Any], data: bytes) -> dict[str, Any]:
-    options = {"password": order["password"]} if order["kind"] == "pdf" else {}
+def _result(order: dict[str, Any], data: bytes, texts: list[str]) -> dict[str, Any]:
+    """The answer without its texts; without anything where numpy would be needed."""
+    kind = order["kind"]
+    options = {_OPTIONS[kind]: order[_OPTIONS[kind]]} if kind in _OPTIONS else {}
+    content = data.decode(errors="surrogatepass") if kind in TEXTS else data
     try:
-        return {"items": [_plain(item) for item in _READERS[order["kind"]](data, order["label"], **options)]}
+        return {"items": list(_plain(_READERS[kind](content, order["label"], **options), texts))}
     except DataError as error:
         return {"error": [error.message, error.hint]}
+    except ModuleNotFoundError:
+        if kind not in TEXTS:
+            raise
+        return {}
 
 
-def _plain(item: Item) -> list[Any]:
-    if isinstance(item, Row):
-        data = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in item.data.items()}
-        return ["row", data, item.source, item.places]
-    if isinstance(item, Replaced):
-        return ["replaced", item.source, item.count]
-    return ["skip", *item]
+def _plain(items: Iterable[Item], texts: list[str]) -> Iterator[list[Any]]:
+    """Items as JSON, their texts as lengths and in `texts`; texts without places in a row are one item."""
+    for simple, group in groupby(items, _is_simple):
+        if simple:
+            rows = [item for item in group if isinstance(item, Row)]
+            texts += (row.data["text"] for row in rows)
+            yield ["texts", [len(row.data["text"]) for row in rows], [row.source for row in rows]]
+            continue
+        for item in group:
+            if isinstance(item, Row):
+                yield ["row", dict(_lengths(item.data, texts)), item.source, item.places]
+            else:
+                yield ["replaced", item.source, item.count] if isinstance(item, Replaced) else ["skip", *item]
 
 
-def _answer(write: BinaryIO, result: dict[str, Any]) -> None:
-    text = json.dumps(result).encode()
-    write.write(ANSWER.pack(len(text)) + text)
+def _is_simple(item: Item) -> bool:
+    return isinstance(item, Row) and len(item.data) == 1 and "text" in item.data and not item.places
+
+
+def _lengths(data: Mapping[str, Any], texts: list[str]) -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, str):
+            texts.append(value)
+            yield key, len(value)
+        else:
+            yield key, value.tolist() if hasattr(value, "tolist") else value
+
+
+def _answer(write: BinaryIO, order: dict[str, Any], data: bytes) -> None:
+    texts: list[str] = []
+    about = json.dumps(_result(order, data, texts), ensure_ascii=False).encode(errors="surrogatepass")
+    joined = "".join(texts).encode(errors="surrogatepass")
+    write.write(ANSWER.pack(len(about), len(joined)) + about)
+    write.write(joined)
     write.flush()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards: files of token ids with a training mask and the bounds of documents, memory-mapped.
 
-The layout, version 1, stands in docs/formats.md. What a shard holds is a function of its documents alone.
+The layout, version 2, stands in docs/formats.md; version 1, which knows no pages, is read too. What a shard holds is a function
+of its documents alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .files import read_json, write_atomic
 from .records import Row
 
 MAGIC = b"NFSHARD\n"
-VERSION = 1
+VERSION, _READ = 2, (1, 2)
 # magic, version, bytes of an id, vocabulary, documents, tokens, bytes of sources, SHA-256 of the tokenizer
 _HEADER = struct.Struct("<8sIIIQQQ32s")
 _HEADER_SIZE = 128
@@ -40,11 +41,13 @@ class Document:
         ids: (n,) unsigned ids.
         trained: (n,) bool, whether token i is a target.
         source: the row's source.
+        places: (first token, name) of its pages in order; empty where it has none.
     """
 
     ids: npt.NDArray[Any]
     trained: npt.NDArray[np.bool_]
     source: str
+    places: tuple[tuple[int, str], ...] = ()
 
 
 def id_type(vocab_size: int) -> np.dtype[Any]:
@@ -80,7 +83,9 @@ def write_shard(path: Path, documents: Sequence[Document], *, vocab_size: int, t
     """
     kind = id_type(vocab_size)
     lengths = [document.ids.size for document in documents]
-    sources = "".join(json.dumps(document.source) + "\n" for document in documents).encode()
+    sources = "".join(
+        json.dumps([document.source, document.places] if document.places else document.source) + "\n" for document in documents
+    ).encode()
     parts = [
         _HEADER.pack(
             MAGIC, VERSION, kind.itemsize, vocab_size, len(documents), sum(lengths), len(sources), bytes.fromhex(tokenizer)
@@ -124,14 +129,19 @@ class Shard:
             raise _damaged(path, "its mask holds other bytes than 0 and 1")
 
     @cached_property
-    def sources(self) -> list[str]:
-        """Where each document comes from."""
+    def origins(self) -> list[tuple[str, tuple[tuple[int, str], ...]]]:
+        """(source, places) of each document."""
         try:
-            found = [json.loads(line) for line in self._text.tobytes().decode().splitlines()]
-        except ValueError as error:
+            lines = [json.loads(line) for line in self._text.tobytes().decode().splitlines()]
+            pairs = [(line, ()) if isinstance(line, str) else (line[0], line[1]) for line in lines]
+            found = [(source, tuple((token, name) for token, name in places)) for source, places in pairs]
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise _damaged(self.path, "the names of its sources are not JSON") from error
-        if len(found) != len(self) or not all(isinstance(source, str) for source in found):
+        if len(found) != len(self):
             raise _damaged(self.path, f"it names {len(found)} sources for {len(self)} documents")
+        for source, places in found:
+            if not isinstance(source, str) or not all(type(at) is int and isinstance(name, str) for at, name in places):
+                raise _damaged(self.path, "the names of its sources are no text")
         return found
 
     def __len__(self) -> int:
@@ -139,7 +149,7 @@ class Shard:
 
     def __getitem__(self, index: int) -> Document:
         start, stop = int(self.bounds[index]), int(self.bounds[index + 1])
-        return Document(self.ids[start:stop], self.trained[start:stop], self.sources[index])
+        return Document(self.ids[start:stop], self.trained[start:stop], *self.origins[index])
 
     def __iter__(self) -> Iterator[Document]:
         return (self[i] for i in range(len(self)))
@@ -150,8 +160,9 @@ def _checked_header(path: Path, data: npt.NDArray[np.uint8]) -> tuple[Any, ...]:
         raise _damaged(path, f"it has {data.size} bytes, a header has {_HEADER_SIZE}")
     header = _HEADER.unpack_from(data[:_HEADER_SIZE].tobytes())
     _, version, width, vocab, documents, tokens, sources, _ = header
-    if version != VERSION:
-        raise DataError(f"{path}: is a shard of version {version}, this program reads {VERSION}", hint="ingest it again")
+    if version not in _READ:
+        known = " and ".join(map(str, _READ))
+        raise DataError(f"{path}: is a shard of version {version}, this program reads {known}", hint="ingest it again")
     if width not in (2, 4) or max(documents, tokens, sources) > _MOST or not 0 < vocab <= 1 << 31 or documents < 1:
         raise _damaged(path, f"its header has id width {width}, {documents} documents, {tokens} tokens, vocabulary {vocab}")
     return header[2:]
@@ -213,4 +224,4 @@ def shard_rows(paths: Iterable[Path]) -> Iterator[Row]:
         shard = open_shard(path)
         for document in shard:
             data = {"input_ids": document.ids, "trained": document.trained, "tokenizer": shard.tokenizer}
-            yield Row(data, document.source)
+            yield Row(data, document.source, document.places)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -111,6 +111,13 @@ def _joined(*parts: Any) -> str:
     return "".join(texts)
 
 
+def _captured(parts: Iterable[str]) -> str:
+    """The output of a part of a template as one text."""
+    texts = list(parts)
+    _fits(sum(map(len, texts)), "a text")
+    return "".join(texts)
+
+
 def _check_format(form: str, values: tuple[Any, ...]) -> None:
     """Refuse widths that would fill the memory; `*` and `{}` may take a width from the values."""
     widths = [int(number[-9:]) for number in re.findall(r"\d+", form)]
@@ -174,11 +181,14 @@ def _compiled(source: str) -> Any:
 
 
 def _environment() -> Any:
-    """jinja2's immutable sandbox, whose calls are checked; `tick` and `joined` are what `_instrument` puts in."""
+    """jinja2's immutable sandbox, whose calls are checked; `tick` and `joined` are what `_instrument` puts in.
+
+    jinja2 itself calls `concat`, for the output of macros, blocks, filters and `set` blocks.
+    """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Bounded(ImmutableSandboxedEnvironment):
-        joined = staticmethod(_joined)
+        joined, concat = staticmethod(_joined), staticmethod(_captured)
 
         @staticmethod
         def tick(context: Any) -> str:

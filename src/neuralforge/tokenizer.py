@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,27 @@ class Tokenizer:
         for token in self.added:
             texts[token.id] = token.content.encode()
         return texts
+
+    @cached_property
+    def _sizes(self) -> npt.NDArray[np.int64]:
+        sizes = np.array([len(text) for text in self._texts], np.int64)
+        sizes[list(self.special_tokens.values())] = 0
+        return sizes
+
+    def find(self, ids: npt.ArrayLike, text: str, characters: Sequence[int]) -> list[int]:
+        """The tokens in which characters of a text stand; near it where the tokenizer changes the text.
+
+        Args:
+            ids: (n,) ids of the text below `vocab_size`, special tokens around it or not.
+            characters: ascending indices into the text.
+        """
+        ends = np.cumsum(self._sizes[np.asarray(ids)])
+        borders = [0, *characters, len(text)]
+        starts = np.cumsum([len(_utf8(text[a:b])) for a, b in pairwise(borders)])
+        lead = int(self.vocabulary.drops_space)  # the space that stands before the first word
+        scale = (ends[-1] - lead) / max(1, starts[-1])  # 1 where decode gives the text again
+        found = np.searchsorted(ends, lead + starts[:-1] * scale, side="right")
+        return [int(token) for token in np.minimum(found, len(ends) - 1)]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True, *, continuation: bool = False) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD.
