@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, NeuralForgeError
+from .events import Warning
 from .files import fsync_dir, make_folder, output_error
 from .formats import outgoing
 from .formats.outgoing import Lazy, Outgoing
@@ -35,6 +36,7 @@ class Exported:
         bytes: on disk.
         seconds: for writing and checking.
         verification: how far it is from the trained model; None with verify=False.
+        warnings: what those who use it should know.
     """
 
     path: Path
@@ -43,11 +45,13 @@ class Exported:
     bytes: int
     seconds: float
     verification: Verification | None
+    warnings: tuple[Warning, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         checked = self.verification.as_dict() if self.verification else None
-        return {**vars(self), "path": str(self.path), "verification": checked}
+        said = [{"message": w.message, "hint": w.hint} for w in self.warnings]
+        return {**vars(self), "path": str(self.path), "verification": checked, "warnings": said}
 
 
 def export(
@@ -89,15 +93,17 @@ def export(
         quant = stored_dtype(model)
     chosen = outgoing.check(format, model.config, quant)
     module = outgoing.writer(format)
+    going = outgoing_of(model, place, chosen)
+    cautions = module.cautions(format, going) if hasattr(module, "cautions") else ()
     with _beside(place) as part:
-        module.export(format, outgoing_of(model, place, chosen), part)
+        module.export(format, going, part)
         checked = None
         if verify:
             written = Written(**module.reading(format, part, str(resolve(model.path))), quant=chosen)
             checked = compare(model, written, place=place, refuse=not force)
             outgoing.add_record(part, json.dumps({k: _short(v) for k, v in checked.as_dict().items()}))
         size = sum(p.stat().st_size for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file())
-    return Exported(place, format, chosen, size, time.perf_counter() - begun, checked)
+    return Exported(place, format, chosen, size, time.perf_counter() - begun, checked, cautions)
 
 
 def open_source(source: Run | Model | str | Path) -> Model:

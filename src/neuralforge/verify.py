@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an exported file says the same as the trained model: tokens of three conversations, and the logits after them.
+"""Whether an exported file says the same as the trained model: tokens of three conversations and a prompt, and the logits.
 
 The file is opened again by an independent reader: llama.cpp, through the package xllamacpp, where that is installed and
 the format is its own; otherwise our reader of the format with the numpy decoder, which shares nothing with the engine.
@@ -22,6 +22,7 @@ from .errors import ExportError, NeuralForgeError
 from .formats import adapters
 from .lora import merge
 from .model import Model
+from .templates import ChatTemplate
 from .tokenizer import Tokenizer
 from .weights import F32Array, Tensor, Weights
 
@@ -34,6 +35,7 @@ CONVERSATIONS = (
     ),
     ({"role": "user", "content": "def f(x):\n\treturn x**2  # <b>square</b>"},),
 )
+BARE = "One day, a girl said: who's there?"  # a prompt without a template
 _MOST_PLACES = 96  # tokens of a conversation whose logits are compared
 _LIKELY = 100  # tokens of each place whose log-probabilities are compared; those of the unlikely are noise
 _SAME_TEXT = 1e-4  # of a probability, between the same ids given as ids and as text
@@ -117,10 +119,10 @@ def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) 
         ExportError: the file cannot be read again, tokenises differently, or gives other logits.
     """
     try:
-        texts, ids = _conversations(model)
+        ids = _conversations(model)
         read = _read_with_llama_cpp if written.llama_cpp and llama_cpp.available() else _read_ourselves
-        if written.base is None:
-            _compare_ids(written.place, texts, ids, place)
+        whole = written.base is None or written.llama_cpp
+        texts = _compare_ids(written.base or written.place, model, ids, place) if whole and model.has_tokenizer else []
         with closing(_exact_session(model)) as session:
             room = min(_MOST_PLACES, model.config.max_position_embeddings)
             ours = [session.logits(np.asarray(one[:room], np.int32)) for one in ids]
@@ -149,25 +151,29 @@ def _exact_session(model: Model) -> backends.Session:
     return session
 
 
-def _conversations(model: Model) -> tuple[list[str], list[list[int]]]:
-    """(texts, ids); without a tokenizer no texts and arbitrary ids."""
+def _conversations(model: Model) -> list[list[int]]:
+    """The ids of the conversations and of the bare prompt, as in training; without a tokenizer arbitrary ids."""
     if not model.has_tokenizer:
         random = np.random.default_rng(0)
-        return [], [random.integers(0, model.config.vocab_size, 24).tolist() for _ in CONVERSATIONS]
-    texts = []
-    for messages in CONVERSATIONS:
-        text = model.template.render(messages, add_generation_prompt=messages[-1]["role"] == "user")
-        begin = model.template.variables.get("bos_token", "") if model.tokenizer.add_bos else ""
-        texts.append(text.removeprefix(begin))
-    ids = [model.tokenizer.encode(text, parse_special=True) for text in texts]
-    return texts, ids
+        return [random.integers(0, model.config.vocab_size, 24).tolist() for _ in CONVERSATIONS]
+    return [model.tokenizer.encode(text, parse_special=True) for text in (*_rendered(model.template), BARE)]
 
 
-def _compare_ids(part: Path, texts: Sequence[str], ids: Sequence[list[int]], place: Path) -> None:
-    """The tokenizer in the file, read by our own reader, gives the same ids."""
-    if not texts:
-        return
+def _rendered(template: ChatTemplate) -> list[str]:
+    return [template.render(one, add_generation_prompt=one[-1]["role"] == "user") for one in CONVERSATIONS]
+
+
+def _compare_ids(part: Path, model: Model, ids: Sequence[list[int]], place: Path) -> list[str]:
+    """The texts that people who use the file send, after a check that its tokenizer and template come to the same ids.
+
+    The BOS that the file's tokenizer puts in front is not in these texts. Where the file has no space before a text, a bare
+    prompt begins with one; the export says so.
+    """
     exported = Tokenizer.from_file(part)
+    template = ChatTemplate(exported.chat_template or model.template.jinja, exported.token_names, f"chat template of {place}")
+    begin = exported.token_names.get("bos_token", "") if exported.add_bos else ""
+    spaced = exported.encode(BARE) != ids[-1]
+    texts = [*(text.removeprefix(begin) for text in _rendered(template)), " " + BARE if spaced else BARE]
     for text, wanted in zip(texts, ids, strict=True):
         found = exported.encode(text, parse_special=True)
         if found != wanted:
@@ -176,6 +182,7 @@ def _compare_ids(part: Path, texts: Sequence[str], ids: Sequence[list[int]], pla
                 f"{place}: its tokenizer gives other ids than the model's, first at token {at} of {text[:40]!r}",
                 hint=_TOKENIZER,
             )
+    return texts
 
 
 # --- the readers: at some places of each text, the log-probabilities of the next token

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .. import _core, gguf_file
 from ..config import ModelConfig, RopeConfig, tensor_shapes
 from ..errors import ConfigError, ModelError, TokenizerError
+from ..events import Warning
 from ..gguf_file import Entry
 from ..models import family, inverse_frequencies
 from ..tokenizer import NO_TOKENIZER
@@ -223,8 +224,14 @@ def export(name: str, model: Outgoing, path: Path) -> None:
     if model.tokenizer is None:
         raise TokenizerError(f"{model.base}: has no tokenizer, and llama.cpp loads no model without one", hint=NO_TOKENIZER)
     metadata |= gguf_tokenizer.metadata_of(model.tokenizer, model.config)
-    metadata |= {"tokenizer.chat_template": model.template, VERIFIED: " " * RECORD_BYTES}
+    template = gguf_tokenizer.file_template(model.tokenizer, model.template)
+    metadata |= {"tokenizer.chat_template": template, VERIFIED: " " * RECORD_BYTES}
     save(path, model.config, model.tensors, quant=model.quant, metadata=metadata, threads=model.threads)
+
+
+def cautions(name: str, model: Outgoing) -> tuple[Warning, ...]:
+    """See `outgoing.writers`."""
+    return gguf_tokenizer.cautions(model.tokenizer)
 
 
 def reading(name: str, path: Path, base: str) -> dict[str, Any]:
