@@ -101,7 +101,8 @@ def export(
         if verify:
             written = Written(**module.reading(format, part, str(resolve(model.path))), quant=chosen)
             checked = compare(model, written, place=place, refuse=not force)
-            outgoing.add_record(part, json.dumps({k: _short(v) for k, v in checked.as_dict().items()}))
+            record = json.dumps({k: _short(v) for k, v in checked.as_dict().items()})
+            outgoing.add_record(part, record, checked=written.place)
         size = sum(p.stat().st_size for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file())
     return Exported(place, format, chosen, size, time.perf_counter() - begun, checked, cautions)
 
@@ -139,6 +140,7 @@ def outgoing_of(model: Model, place: Path, quant: str) -> Outgoing:
     return Outgoing(
         config=model.config,
         tensors=Lazy(tuple(model.weights), tensor),
+        base_tensors=Lazy(tuple(model.weights), lambda name: model.weights[name].float32()),
         adapter=model.adapter,
         base=model.path,
         tokenizer=model.tokenizer if model.has_tokenizer else None,

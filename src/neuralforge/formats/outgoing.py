@@ -49,6 +49,7 @@ class Outgoing:
     Attributes:
         config: its shape; `tensors` have the rotary order that it says.
         tensors: {canonical name: float32 array} with the adapter merged in.
+        base_tensors: the same without it.
         adapter: the adapter by itself, for formats that hold one; None where all weights were trained or none.
         base: path of the base model.
         tokenizer: None where the model has none.
@@ -61,6 +62,7 @@ class Outgoing:
 
     config: ModelConfig
     tensors: Mapping[str, F32Array]
+    base_tensors: Mapping[str, F32Array]
     adapter: Adapter | None
     base: str
     tokenizer: Tokenizer | None
@@ -121,9 +123,9 @@ def check(name: str, config: ModelConfig, quant: str | None) -> str:
     return chosen
 
 
-def add_record(place: Path, text: str) -> None:
-    """Keep what the check of an export found: inside a GGUF file, in a file of its own in a folder."""
+def add_record(place: Path, text: str, *, checked: Path) -> None:
+    """Keep what the check of an export found: inside the GGUF file that was checked, and in a file of its own in a folder."""
     if place.is_dir():
         write_atomic(place / RECORD, text.encode() + b"\n")
-    elif is_gguf(place):
-        gguf_file.fill_text(place, VERIFIED, text)
+    if is_gguf(checked):
+        gguf_file.fill_text(checked, VERIFIED, text)
