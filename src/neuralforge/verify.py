@@ -41,9 +41,12 @@ _LIKELY = 100  # tokens of each place whose log-probabilities are compared; thos
 _SAME_TEXT = 1e-4  # of a probability, between the same ids given as ids and as text
 _TOKENIZER = "this tokenizer cannot be exported to this format"
 # Mean divergence in nats per token above which an export is refused. F32 and F16 are rounding; the others are about
-# three times what models of 260 K to 1 B weights show, of which the smallest lose the most.
+# three times what models of 260 K to 1 B weights show, of which the smallest lose the most. v0 to v2 are llama2.c's.
 LIMITS = {
     "f32": 1e-4,
+    "v0": 1e-4,
+    "v1": 1e-4,
+    "v2": 2e-2,
     "f16": 2e-3,
     "bf16": 2e-2,
     "q8_0": 2e-2,
@@ -98,12 +101,14 @@ class Written:
         base: the file or folder of the base model where `place` holds an adapter alone.
         quant: form of the values.
         llama_cpp: the format is one that llama.cpp reads.
+        tokenizer: where the tokenizer lies if not in `place`.
     """
 
     place: Path
     base: Path | None
     quant: str
     llama_cpp: bool
+    tokenizer: Path | None = None
 
 
 def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) -> Verification:
@@ -122,7 +127,8 @@ def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) 
         ids = _conversations(model)
         read = _read_with_llama_cpp if written.llama_cpp and llama_cpp.available() else _read_ourselves
         whole = written.base is None or written.llama_cpp
-        texts = _compare_ids(written.base or written.place, model, ids, place) if whole and model.has_tokenizer else []
+        holder = written.tokenizer or written.base or written.place
+        texts = _compare_ids(holder, model, ids, place) if whole and model.has_tokenizer else []
         with closing(_exact_session(model)) as session:
             room = min(_MOST_PLACES, model.config.max_position_embeddings)
             ours = [session.logits(np.asarray(one[:room], np.int32)) for one in ids]

@@ -88,7 +88,7 @@ def writers() -> dict[str, Any]:
 
     EXPORTS is {format: allowed values of quant, the usual one first}. `check_export(format, config, quant)` raises
     ConfigError for a model that the format cannot hold; `export(format, outgoing, path)` writes; `reading(format, path,
-    base)` says how to open it again (the first three fields of `verify.Written`); `cautions(format, outgoing)`, where there
+    base)` says how to open it again (fields of `verify.Written`); `cautions(format, outgoing)`, where there
     is one, gives warnings for those who use the file.
     """
     package = importlib.import_module(__package__)
