@@ -21,7 +21,7 @@ from ..tokenizer import NO_TOKENIZER
 from ..weights import BLOCKS, STORED, F32Array
 from . import from_half, gguf_tokenizer, safetensors, stored_parts, to_half
 from .gguf import FREQUENCIES, LONG, SHORT, frequency_divisors, gguf_name
-from .outgoing import RECORD_BYTES, VERIFIED, Outgoing
+from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
 
 # quant -> (block type of most matrices, of the output head, general.file_type of llama.cpp)
 QUANTS = {
@@ -216,6 +216,11 @@ EXPORTS = {"gguf": ("f16", *(q for q in QUANTS if q != "f16"))}
 def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """See `outgoing.writers`."""
     check(config, quant)
+
+
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    gguf_tokenizer.metadata_of(intended.tokenizer, intended.config)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:

@@ -25,7 +25,7 @@ from ..tokenizer import NO_TOKENIZER, Tokenizer
 from ..weights import F32Array
 from . import from_half, gguf_tokenizer, safetensors, to_half
 from .llama2c import EPS, MAGIC, THETA, V0_ORDER, V1_HEADER, V1_ORDER, names_of
-from .outgoing import Outgoing
+from .outgoing import Intended, Outgoing
 
 EXPORTS = {"llama2c": ("v0", "v1", "v2")}
 MODEL, TOKENIZER = "model.bin", "tokenizer.bin"
@@ -53,6 +53,11 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
             f"format={name!r}: cannot say {', '.join(found)}",
             hint=f"run.c has rotary base {THETA:g}, eps {EPS:g}, BOS 1, EOS 2, and no more tensors; export as gguf",
         )
+
+
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    tokenizer_bin(intended.tokenizer, intended.config)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:

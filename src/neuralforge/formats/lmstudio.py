@@ -10,7 +10,7 @@ from ..config import ModelConfig
 from ..events import Warning
 from ..files import make_folder
 from . import gguf_write
-from .outgoing import Outgoing
+from .outgoing import Intended, Outgoing
 
 EXPORTS = {"lmstudio": gguf_write.EXPORTS["gguf"]}
 PUBLISHER = "neuralforge"
@@ -19,6 +19,11 @@ PUBLISHER = "neuralforge"
 def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """See `outgoing.writers`."""
     gguf_write.check(config, quant)
+
+
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    gguf_write.check_intended(name, intended)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:

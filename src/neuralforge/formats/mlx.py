@@ -20,7 +20,7 @@ from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
 from ..models.fields import Fields
 from ..weights import STORED, F32Array
 from . import from_half, safetensors, to_half
-from .outgoing import Outgoing
+from .outgoing import Intended, Outgoing
 from .peft import Adapter
 
 EXPORTS = {"mlx": ("f32",)}
@@ -30,6 +30,11 @@ _DAMAGED = "copy the whole folder again"
 
 def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """See `outgoing.writers`."""
+
+
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    intended.needs_adapter()
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:

@@ -14,7 +14,7 @@ from ..go_templates import go_template, recognise
 from ..templates import ChatTemplate
 from ..tokenizer import NO_TOKENIZER, Tokenizer
 from . import gguf_adapter, gguf_tokenizer, gguf_write
-from .outgoing import Outgoing
+from .outgoing import Intended, Outgoing
 
 _QUANTS = gguf_write.EXPORTS["gguf"]
 EXPORTS = {"ollama": _QUANTS, "ollama-lora": _QUANTS}
@@ -24,6 +24,14 @@ MODELFILE, MODEL, BASE, ADAPTER = "Modelfile", "model.gguf", "base.gguf", "adapt
 def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """See `outgoing.writers`."""
     gguf_write.check(config, quant)
+
+
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    if name == "ollama-lora":
+        intended.needs_adapter()
+    gguf_write.check_intended(name, intended)
+    recognise(intended.template)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:

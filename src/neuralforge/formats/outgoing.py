@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import gguf_file
-from ..config import ModelConfig
-from ..errors import ConfigError
+from ..config import LoraConfig, ModelConfig
+from ..errors import ConfigError, NeuralForgeError
 from ..files import write_atomic
 from ..gguf_file import is_gguf
+from ..templates import ChatTemplate
 from ..tokenizer import Tokenizer
 from ..weights import F32Array
 from .peft import Adapter
@@ -83,12 +84,46 @@ class Outgoing:
         return self.adapter
 
 
+@dataclass(frozen=True)
+class Intended:
+    """What a training is going to leave, known before it begins.
+
+    Attributes:
+        config: shape of the base.
+        lora: what is trained; None where all weights are.
+        tokenizer, template: of the base.
+    """
+
+    config: ModelConfig
+    lora: LoraConfig | None
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+    def needs_adapter(self) -> None:
+        """Raises ConfigError where there will be none."""
+        if self.lora is None:
+            raise ConfigError("holds an adapter, and all weights are trained")
+
+
+def cannot_hold(name: str, intended: Intended) -> str | None:
+    """Why a format cannot hold what is going to be trained; None where it can."""
+    module = writer(name)
+    try:
+        check(name, intended.config, None)
+        if hasattr(module, "check_intended"):
+            module.check_intended(name, intended)
+    except NeuralForgeError as e:
+        return e.message.removeprefix(f"format={name!r}: ")
+    return None
+
+
 def writers() -> dict[str, Any]:
     """Every format that can be written: its name and the module that has `EXPORTS`, `check_export` and `export`.
 
     EXPORTS is {format: allowed values of quant, the usual one first}. `check_export(format, config, quant)` raises
     ConfigError for a model that the format cannot hold; `export(format, outgoing, path)` writes; `reading(format, path,
-    base)` says how to open it again (fields of `verify.Written`); `cautions(format, outgoing)`, where there
+    base)` says how to open it again (fields of `verify.Written`); `check_intended(name, intended)`, where there is one, raises
+    before training what `export` would raise after it; `cautions(format, outgoing)`, where there
     is one, gives warnings for those who use the file.
     """
     package = importlib.import_module(__package__)

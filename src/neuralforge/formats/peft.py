@@ -370,6 +370,11 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """Adapters of every family can be written; see `outgoing.writers`."""
 
 
+def check_intended(name: str, intended: Any) -> None:
+    """See `outgoing.writers`."""
+    intended.needs_adapter()
+
+
 def export(name: str, model: Any, path: Path) -> None:
     """Write the adapter of an `Outgoing` as a folder in PEFT's layout."""
     save(model.only_adapter(name), path)
