@@ -134,7 +134,8 @@ def outgoing_of(model: Model, place: Path, quant: str) -> Outgoing:
     def tensor(name: str) -> F32Array:
         if model.adapter is None:
             return model.weights[name].float32()
-        return merged(model.weights[name], model.adapter.config, model.adapter.params)
+        a = model.adapter
+        return merged(model.weights[name], a.config, a.params, a.magnitudes)
 
     template = model.template.source if model.has_tokenizer else ""
     return Outgoing(

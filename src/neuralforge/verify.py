@@ -20,11 +20,10 @@ from . import backends, formats, llama_cpp, plain_decoder
 from .config import ModelConfig
 from .errors import ExportError, NeuralForgeError
 from .formats import adapters
-from .lora import merge
-from .model import Model
+from .model import Model, merged_weights
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
-from .weights import F32Array, Tensor, Weights
+from .weights import F32Array, Weights
 
 CONVERSATIONS = (
     ({"role": "user", "content": "Which month has 28 days?"}, {"role": "assistant", "content": "All of them."}),
@@ -149,12 +148,7 @@ def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) 
 
 def _exact_session(model: Model) -> backends.Session:
     """The trained model in float32 on the reference backend, however it was trained."""
-    lora = model.adapter.config if model.adapter else None
-    cpu = backends.choose("cpu")
-    session: backends.Session = cpu.open(model.config, model.weights, lora=lora, dtype="f32", max_tokens=_MOST_PLACES)
-    if model.adapter:
-        session.update(model.adapter.params)
-    return session
+    return model.open_session(backends.choose("cpu"), dtype="f32", max_tokens=_MOST_PLACES)
 
 
 def _conversations(model: Model) -> list[list[int]]:
@@ -207,10 +201,7 @@ def _loaded(written: Written) -> tuple[ModelConfig, Weights]:
         return loaded.config, loaded.weights
     base = formats.load(written.base)
     adapter = adapters.load(written.place, base.config)
-    merged = {
-        name: Tensor(name, "F32", values, "merged") for name, values in merge(base.weights, adapter.config, adapter.params)
-    }
-    return base.config, merged
+    return base.config, merged_weights(base.weights, adapter)
 
 
 def _read_with_llama_cpp(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, model: Model) -> Rows:

@@ -77,8 +77,10 @@ class Outgoing:
         """The adapter.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or it is DoRA, which has no plain pair.
         """
+        if self.adapter is not None and self.adapter.magnitudes:
+            raise ConfigError(f"format={format!r}: a DoRA adapter can only be merged", hint="use the format gguf or hf")
         if self.adapter is None:
             raise ConfigError(f"format={format!r}: holds an adapter, and this model has none", hint="use the format gguf or hf")
         return self.adapter
