@@ -96,9 +96,7 @@ def metadata_of(config: ModelConfig, *, name: str, quant: str) -> dict[str, Any]
     if c.rope.rope_type == "longrope" and not _one_set(c.rope):
         keys["rope.scaling.original_context_length"] = c.rope.scaling["original_max_position_embeddings"]
         keys["rope.scaling.attn_factor"] = float(inverse_frequencies(c.rope, c.head_dim, length=1)[1])
-    general: dict[str, Any] = {"architecture": arch, "type": "model", "name": name, "file_type": QUANTS[quant][2]}
-    if QUANTS[quant][0] in BLOCKS:
-        general["quantization_version"] = 2
+    general = {"architecture": arch, "type": "model", "name": name, "file_type": QUANTS[quant][2], "quantization_version": 2}
     return {f"general.{k}": v for k, v in general.items()} | {f"{arch}.{k}": v for k, v in keys.items()}
 
 
