@@ -23,7 +23,7 @@ from .run import Run
 from .template_texts import BUILT_IN
 from .verify import Verification, Written
 from .verify import verify as compare
-from .weights import STORED, F32Array
+from .weights import STORED, F32Array, Tensor
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,26 @@ def _short(value: Any) -> Any:
 def outgoing_of(model: Model, place: Path, quant: str) -> Outgoing:
     """What a format needs to know of a model, its tensors merged one by one as they are asked for."""
 
-    def tensor(name: str) -> F32Array:
+    read: list[Tensor] = []
+
+    def next_tensor(name: str) -> Tensor:
+        """The pages of the one before are given back, so that memory does not grow to the size of the model's file."""
+        for tensor in read:
+            tensor.forget()
+        read[:] = [model.weights[name]]
+        return read[0]
+
+    def with_adapter(name: str) -> F32Array:
         if model.adapter is None:
-            return model.weights[name].float32()
+            return next_tensor(name).float32()
         a = model.adapter
-        return merged(model.weights[name], a.config, a.params, a.magnitudes)
+        return merged(next_tensor(name), a.config, a.params, a.magnitudes)
 
     template = model.template.source if model.has_tokenizer else ""
     return Outgoing(
         config=model.config,
-        tensors=Lazy(tuple(model.weights), tensor),
-        base_tensors=Lazy(tuple(model.weights), lambda name: model.weights[name].float32()),
+        tensors=Lazy(tuple(model.weights), with_adapter),
+        base_tensors=Lazy(tuple(model.weights), lambda name: next_tensor(name).float32()),
         adapter=model.adapter,
         base=model.path,
         tokenizer=model.tokenizer if model.has_tokenizer else None,
