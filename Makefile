@@ -10,13 +10,13 @@ CHECK_CC := command -v $(CC) >/dev/null || { echo "no C compiler '$(CC)'; on Deb
 
 C_SOURCES := $(wildcard csrc/*/*.c)
 C_HEADERS := $(wildcard csrc/*/*.h)
-C_FILES := $(wildcard csrc/*/*.[ch] tests/c/*.[ch] benchmarks/*.c)
+C_FILES := $(wildcard csrc/*/*.[chm] tests/c/*.[ch] tests/ane_simulator/*.[chm] benchmarks/*.c)
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 
 # Such settings make OpenBLAS take other kernels or thread counts than it does for others.
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS OMP_NUM_THREADS
 
-.PHONY: build test test-c test-all sanitize cross lint fmt bench demo docs clean
+.PHONY: build test test-c test-objc test-all sanitize cross lint fmt bench demo docs clean
 
 build: $(VENV)/.build
 
@@ -36,7 +36,7 @@ bench: $(VENV)/.bench
 	$(PY) benchmarks/figures.py $(SCRIPTS)
 
 clean:
-	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.*
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/neuralforge/_cpu.* src/neuralforge/_ane.*
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # --- the virtual environment: one stamp file for what is installed in it
@@ -53,7 +53,7 @@ $(PY):
 	$(PY) -m pip install -q "pip>=21.3"  # older ones cannot install in place
 
 # In place. A change of the C code alone needs no download: it is built with what the environment has.
-$(VENV)/.build: pyproject.toml setup.py build_cpu.py $(C_SOURCES) $(C_HEADERS) | $(PY)
+$(VENV)/.build: pyproject.toml setup.py build_cpu.py build_ane.py csrc/ane_bridge/ane.m $(C_SOURCES) $(C_HEADERS) | $(PY)
 	$(PY) -m pip install -q $(if $(filter pyproject.toml,$?),-e '.[test]',--no-build-isolation --no-deps -e .)
 	@touch $@
 
@@ -104,9 +104,16 @@ sanitize: build $(C_TESTS:%=build/c/sanitize/%)
 	$(call run_c_tests,sanitize)
 	NF_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(PRELOAD)" PYTHONPATH=$(SANITIZED) \
-	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer*.py tests/test_cpu_engine.py)
+	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer*.py tests/test_cpu_engine.py tests/test_mil*.py)
 
-# --- other machines: the C tests on emulated arm64 Linux, and the C sources compiled for macOS, where nothing was run yet
+# --- the bridge to the Neural Engine on GNUstep, against the simulator; needs clang, gobjc and libgnustep-base-dev
+
+test-objc: $(VENV)/.cross
+	NF_OBJC=1 $(PY) setup.py -q build --build-base build/objc --build-lib build/objc/lib
+	NF_OBJC=1 PYTHONPATH=build/objc/lib $(PY) -m pytest $(addprefix tests/test_ane_,bridge.py cache.py layers.py native.py simulator.py)
+
+# --- other machines: the C tests on emulated arm64 Linux, those of kernels also as older processors have it, and the C sources
+# compiled for macOS, where nothing was run yet
 
 CROSS_FLAGS = -std=c11 -O2 -ffp-contract=fast -fno-math-errno -Wall -Wextra -Werror -Wno-psabi -pthread -Icsrc
 ARM := build/c/arm64
@@ -117,9 +124,13 @@ $(VENV)/.cross: pyproject.toml | $(VENV)/.build
 
 cross: $(VENV)/.cross
 	@mkdir -p $(ARM) build/c/macos
+	for f in $(C_SOURCES); do \
+	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -c $$f -o $(ARM)/$$(echo $$f | tr / _).o || exit 1; done
 	for t in $(C_TESTS); do \
-	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -static tests/c/$$t.c $(C_SOURCES) -o $(ARM)/$$t -lm && \
-	    qemu-aarch64-static $(ARM)/$$t | tail -n 1 || exit 1; done
+	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -static tests/c/$$t.c $(ARM)/*.o -o $(ARM)/$$t -lm || exit 1; done
+	for t in $(C_TESTS:%=max/%) $(foreach cpu,neoverse-n1 cortex-a53,$(cpu)/test_kernels $(cpu)/test_blocks); do \
+	    echo "$$t"; qemu-aarch64-static -cpu $${t%/*} $(ARM)/$${t#*/} >$(ARM)/log; code=$$?; \
+	    grep -E '^(FAIL|--)' $(ARM)/log; tail -n 1 $(ARM)/log; [ $$code -eq 0 ] || exit 1; done
 	for f in $(C_SOURCES); do \
 	    $(PY) -m ziglang cc -target aarch64-macos.14.0 $(CROSS_FLAGS) -DNF_USE_ACCELERATE=1 -c $$f \
 	    -o build/c/macos/$$(basename $$f .c).o || exit 1; done

@@ -30,14 +30,17 @@ HEADERS = (
     "decoder/decoder.h",
     "tokenizer/tokenizer.h",
     "tokenizer/words.h",
+    "mil/mil.h",
+    "mil/layers.h",
 )
-SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c"))
+# ane_bridge is an extension of its own, see build_ane.py
+SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c") if p.parent.name != "ane_bridge")
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
 
 
-def declarations() -> str:
-    """The public headers without what cffi cannot read: preprocessor lines and attributes."""
-    text = "\n".join((ROOT / "csrc" / name).read_text(encoding="utf-8") for name in HEADERS)
+def readable(headers: tuple[str, ...]) -> str:
+    """The headers without what cffi cannot read: preprocessor lines and attributes."""
+    text = "\n".join((ROOT / "csrc" / name).read_text(encoding="utf-8") for name in headers)
     text = re.sub(r"^#(?:.*\\\n)*.*$", "", text, flags=re.MULTILINE)
     return re.sub(r"NF_PRINTF\([^)]*\)", "", text)
 
@@ -77,7 +80,7 @@ def make_builder() -> FFI:
     found = blas()
     sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"] if os.environ.get("NF_SANITIZE") == "1" else []
     builder = FFI()
-    builder.cdef(declarations())
+    builder.cdef(readable(HEADERS))
     builder.set_source(
         "neuralforge._cpu",
         "".join(f'#include "{name}"\n' for name in HEADERS),

@@ -4,6 +4,7 @@
      linear f32|bf16|int8 forward|input ROWS OUT IN THREADS CALLS   -> product, preparing of its operand
      attention f32|bf16 TOKENS HEADS KV_HEADS HEAD_DIM THREADS CALLS -> forward, backward
      read MEGABYTES THREADS CALLS                                   -> one pass over them
+   A form may name the instructions after a slash, as nf_narrow_form does: int8/avx2; bf16/widened multiplies float32.
    Each figure is the mean of CALLS calls; before them, but for attention, comes one that is not counted. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
@@ -18,6 +19,7 @@
 #include "kernels/convert.h"
 #include "kernels/linear.h"
 #include "kernels/matmul.h"
+#include "kernels/narrow.h"
 #include "kernels/rows.h"
 
 enum { TILE_ROWS = 256, TILE_COLS = 384, PREPARE_ROWS = 32 }; /* as decoder/projection.c cuts its products */
@@ -95,14 +97,35 @@ static void product_task(void *context, int64_t index, int worker) {
         nf_linear_tile(&p->w, y, p->cols, &p->x, row, rows, col, end, NULL, scratch);
 }
 
-static nf_linear weight(const char *form, int64_t out, int64_t in, float *values, void *narrow, float *scale) {
-    if (strcmp(form, "bf16") == 0) {
-        nf_to_bf16(narrow, values, out * in);
-        return nf_linear_of(NF_LINEAR_BF16, out, in, narrow, NULL);
+/* 1 when `form` names the kind, with or without instructions after it. */
+static int is_form(const char *form, const char *kind) {
+    size_t n = strlen(kind);
+    return strncmp(form, kind, n) == 0 && (form[n] == 0 || form[n] == '/');
+}
+
+/* The instructions that the form names, those of nf_linear_of where it names none. */
+static nf_linear through(nf_linear l, const char *form) {
+    const char *name = strchr(form, '/');
+    if (!name) return l;
+    const nf_narrow_form *found = NULL;
+    for (int i = 0; (found = nf_narrow_form_at(i)); i++)
+        if (strcmp(found->name, name + 1) == 0 && found->int8 == (l.kind == NF_LINEAR_INT8)) break;
+    if (strcmp(name, "/widened") != 0 && (!found || found->needs & ~nf_cpu_features())) {
+        fprintf(stderr, "%s: not on this machine\n", form);
+        exit(1);
     }
-    if (strcmp(form, "int8") == 0) {
+    l.narrow = found;
+    return l;
+}
+
+static nf_linear weight(const char *form, int64_t out, int64_t in, float *values, void *narrow, float *scale) {
+    if (is_form(form, "bf16")) {
+        nf_to_bf16(narrow, values, out * in);
+        return through(nf_linear_of(NF_LINEAR_BF16, out, in, narrow, NULL), form);
+    }
+    if (is_form(form, "int8")) {
         nf_to_int8(narrow, scale, values, out, in);
-        return nf_linear_of(NF_LINEAR_INT8, out, in, narrow, scale);
+        return through(nf_linear_of(NF_LINEAR_INT8, out, in, narrow, scale), form);
     }
     return nf_linear_of(NF_LINEAR_F32, out, in, values, NULL);
 }
@@ -173,12 +196,12 @@ static void time_read(int64_t bytes, nf_pool *pool, int calls) {
 /* -------- requests -------- */
 
 static int answer(const char *line) {
-    char form[8], direction[8];
+    char form[24], direction[8];
     long long a, b, c, d;
     int threads, calls, what;
-    if (sscanf(line, "linear %7s %7s %lld %lld %lld %d %d", form, direction, &a, &b, &c, &threads, &calls) == 7)
+    if (sscanf(line, "linear %23s %7s %lld %lld %lld %d %d", form, direction, &a, &b, &c, &threads, &calls) == 7)
         what = 0;
-    else if (sscanf(line, "attention %7s %lld %lld %lld %lld %d %d", form, &a, &b, &c, &d, &threads, &calls) == 7)
+    else if (sscanf(line, "attention %23s %lld %lld %lld %lld %d %d", form, &a, &b, &c, &d, &threads, &calls) == 7)
         what = 1;
     else if (sscanf(line, "read %lld %d %d", &a, &threads, &calls) == 3)
         what = 2;

@@ -148,14 +148,20 @@ def open_ours(job: Job, dtype: str) -> Step:
     def step(rows: Sequence[np.ndarray]) -> float:
         nonlocal state
         batch = collate([Example(ids, np.arange(ids.size) > 0, 0, "random") for ids in rows], range(len(rows)))
-        session.grads.flat.fill(0.0)
-        loss, trained = session.loss_and_grads(batch)
+        loss, trained = session.loss_and_grads(batch, fresh=True)
         norm = optim.global_norm(session.grads, scale=1 / trained)
         scale = optim.clip_factor(norm, max_norm=1.0) / trained
         state = optim.update(
-            session.params, session.grads, state, lr=RATE, config=settings, grad_scale=scale, threads=job.threads
+            session.params,
+            session.grads,
+            state,
+            lr=RATE,
+            config=settings,
+            grad_scale=scale,
+            threads=job.threads,
+            rounded=session.rounded,
         )
-        session.update(session.params)
+        session.update(session.params, is_rounded=True)
         return loss / trained
 
     return step

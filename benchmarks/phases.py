@@ -44,7 +44,7 @@ PHASES = (
     "Python and the rest",
 )
 _DEFINED = re.compile(r"^[a-zA-Z][\w *]*?\b(\w+)\([^;]*$")
-_ROW_KERNEL = re.compile(r"_(avx512|avx2|base)$")  # names made by a macro
+_MACROS = {"narrow": re.compile(r"^narrow_"), "rows": re.compile(r"_(avx512|avx2|base)$")}  # names that macros make
 
 
 def places(csrc: Path) -> dict[str, str]:
@@ -60,7 +60,8 @@ def places(csrc: Path) -> dict[str, str]:
 
 def phase_of(stack: list[str], where: dict[str, str]) -> str:
     """The phase of a sample; `stack` is its functions, the innermost first."""
-    known = [(name, "rows" if _ROW_KERNEL.search(name) else where.get(name)) for name in stack]
+    made = {name: file for name in stack for file, pattern in reversed(_MACROS.items()) if pattern.search(name)}
+    known = [(name, made.get(name) or where.get(name)) for name in stack]
     files: dict[str, list[str]] = collections.defaultdict(list)
     for name, file in known:
         if file:

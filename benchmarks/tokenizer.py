@@ -265,7 +265,12 @@ def digests(rows: Iterable[Sequence[int]]) -> list[bytes]:
 
 
 def job(library: str, name: str, path: Path, other: Path, corpus: str, threads: int, answer: Any) -> None:
-    """In a process of its own: sends (cold, warm) in seconds and a digest of each document's ids, or a message."""
+    """In a process of its own: sends (cold, warm) in seconds and a digest of each document's ids, or a message.
+
+    The process gets as many cores as it may have threads: some libraries do not let their own threads be counted otherwise.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     try:
         encode = LIBRARIES[library](name, path, other)
         texts = CORPORA[corpus]()

@@ -7,11 +7,12 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from simulated_ane import simulator, simulator_path  # noqa: F401
 
 # OpenBLAS reads these when it is loaded. Tests see the kernels that users get, and no hub is asked for anything.
 for _name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
@@ -25,8 +26,17 @@ MERGED = (" t", "he", "in", " the", "er", "on", " a", "re", "at", "en", "an", " 
 LETTERS = " etaoinshrdlucmfwygpbvkxqjz.,'TAS"
 
 
+# while it is not empty, servers and clients may meet at 127.0.0.1; see `loopback`
+_LOOPBACK: list[bool] = []
+
+
 def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
     """Audit hook: an internet address may be neither looked up nor reached."""
+    if not event.startswith("socket."):
+        return
+    host = args[0] if event == "socket.getaddrinfo" else args[1][0] if len(args) > 1 and isinstance(args[1], tuple) else ""
+    if _LOOPBACK and host == "127.0.0.1":
+        return
     if event == "socket.getaddrinfo":
         raise RuntimeError(f"a test looked up the host {args[0]!r}; tests use no network")
     # An address of AF_INET or AF_INET6 is a tuple; local sockets have a path and stay allowed.
@@ -36,6 +46,14 @@ def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
 
 def pytest_configure() -> None:
     sys.addaudithook(_refuse_network)
+
+
+@pytest.fixture
+def loopback() -> Iterator[None]:
+    """Lets a test run a server at 127.0.0.1 and speak to it; everything else stays refused."""
+    _LOOPBACK.append(True)
+    yield
+    _LOOPBACK.pop()
 
 
 @pytest.fixture(scope="session")

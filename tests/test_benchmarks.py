@@ -89,9 +89,9 @@ def test_every_grouping_holds_each_document_once():
 @pytest.mark.parametrize(
     "stack, phase",
     [
-        ("multiply nf_narrow_forward nf_linear_tile project_tile work", "products, forward"),
-        ("multiply nf_narrow_input nf_linear_tile_input input_tile nf_pool_run nf_backward", "products, dX"),
-        ("nf_bf16_prepare nf_linear_prepare nf_project_rows work", "rounding or quantising their operands"),
+        ("narrow_multiply_avx2_words narrow_forward_avx2_words nf_linear_tile project_tile work", "products, forward"),
+        ("narrow_multiply_neon_i8mm narrow_input_neon_i8mm input_tile nf_pool_run nf_backward", "products, dX"),
+        ("narrow_prepare_avx512_bf16 nf_project_rows work", "rounding or quantising their operands"),
         ("sgemm_kernel cblas_sgemm nf_matmul lora_gradients work", "LoRA products"),
         ("multiply nf_linear_tile nf_cross_entropy nf_engine_step", "head and loss"),
         ("softmax_block_avx512 forward_tile nf_pool_run nf_attention_forward", "attention, forward"),

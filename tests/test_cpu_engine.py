@@ -210,6 +210,25 @@ def test_threads_give_the_same_bytes(train: str, dropout: float) -> None:
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("train, dtype", [("lora", "f32"), ("lora", "bf16"), ("full", "f32"), ("full", "bf16")])
+@pytest.mark.parametrize("hidden", [TINY.hidden_size, 128])  # 128: whole lines of memory, which are written past the caches
+@pytest.mark.parametrize("tied", [True, False])
+def test_fresh_gradients_take_the_place_of_old_ones(train: str, dtype: str, hidden: int, tied: bool) -> None:
+    config = dataclasses.replace(TINY, hidden_size=hidden, tie_word_embeddings=tied, attention_bias=True, qk_norm=True)
+    lora = ALL if train == "lora" else None
+    session = cpu.open(config, random_weights(config), train=train, lora=lora, max_tokens=132, dtype=dtype)
+    if lora:
+        fill(session)
+    s = stream([37, 5, 90], config.vocab_size)
+    session.loss_and_grads(s)
+    added = session.grads.flat.copy()
+    session.grads.flat.fill(np.nan)
+    session.loss_and_grads(s, fresh=True)
+    assert np.array_equal(session.grads.flat, added)
+    session.loss_and_grads(dataclasses.replace(s, targets=np.full_like(s.targets, -1)), fresh=True)
+    assert not session.grads.flat.any()
+
+
 def test_dropout_scales_and_depends_on_the_seed() -> None:
     config = dataclasses.replace(TINY, num_hidden_layers=1)
     weights = random_weights(config)

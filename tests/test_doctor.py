@@ -73,8 +73,8 @@ class Wrong:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def loss_and_grads(self, batch: Any, *, seed: int = 0) -> tuple[float, int]:
-        loss, tokens = self._session.loss_and_grads(batch, seed=seed)
+    def loss_and_grads(self, batch: Any, *, seed: int = 0, fresh: bool = False) -> tuple[float, int]:
+        loss, tokens = self._session.loss_and_grads(batch, seed=seed, fresh=fresh)
         self._session.grads.flat *= np.float32(self._grads)
         return loss * self._loss, tokens
 

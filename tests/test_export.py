@@ -86,6 +86,7 @@ def test_an_hf_export_is_checked_and_loads(tmp_path: Path, tiny_llama: Callable[
     np.testing.assert_allclose(again.logits(ids(model)), model.logits(ids(model)), atol=1e-4)  # merged, not added
     assert json.loads((done.path / "neuralforge.json").read_text())["kl"] < 1e-6
     assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
+    assert again.checkpoint.files["tokenizer.bin"].read_bytes() == model.checkpoint.files["tokenizer.bin"].read_bytes()
 
 
 def test_a_gguf_file_becomes_a_folder_and_a_gguf_file_again(tmp_path: Path, tiny_llama: Callable[..., Path]) -> None:
@@ -181,6 +182,7 @@ def test_an_interrupted_export_leaves_the_old_file(
         ({"format": "onnx"}, ConfigError, "format='onnx': unknown"),
         ({"format": "gguf", "quant": "q3_k"}, ConfigError, "quant='q3_k': the format gguf has f16, f32"),
         ({"format": "hf", "quant": "q8_0"}, ConfigError, "the format hf has"),
+        ({"format": "coreml", "quant": "q8_0"}, ConfigError, "the format coreml has fp16, int8, int4, palettised"),
     ],
 )
 def test_what_cannot_be_exported_is_said(

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
 # the package's own face and `python -m neuralforge` stand above all rows
 ABOVE = ("__init__", "__main__")
+EXTENSIONS = ("_cpu", "_ane")
 # what the sentence below the table says of the faces of a run: who listens is told what happens from here on upwards
 LISTENING_ROW = 6
 
@@ -59,7 +60,7 @@ def imports_of(module: str, path: Path, known: set[str]) -> set[str]:
             else:
                 continue
             parts = [".".join([*base, a.name]) for a in node.names if a.name != "__version__"]
-            found |= {p if p in known or p == "_cpu" else ".".join(base) or "__init__" for p in parts}
+            found |= {p if p in known or p in EXTENSIONS else ".".join(base) or "__init__" for p in parts}
     return found - {module}
 
 
@@ -76,7 +77,7 @@ def problems(source: Path, document: str) -> list[str]:
             continue
         for other in sorted(imported):
             below = row_of(other, rows)
-            if other == "_cpu":
+            if other in EXTENSIONS:
                 bad = name != "_core"
             elif name in faces:
                 bad = other not in faces and below != 0
@@ -96,21 +97,15 @@ def problems(source: Path, document: str) -> list[str]:
 
 
 def include_problems(csrc: Path) -> list[str]:
-    """Every #include of C sources against the layers: core stands alone, kernels and tokenizer on it, decoder on kernels."""
+    """Every #include of C sources against the layers: core stands alone, the others on it, decoder on kernels."""
     headers = {p.name: p.parent.name for p in csrc.rglob("*.h")}
-    forbidden = {
-        "core": ("kernels", "quant", "decoder", "tokenizer"),
-        "kernels": ("quant", "decoder", "tokenizer"),
-        "quant": ("kernels", "decoder", "tokenizer"),
-        "tokenizer": ("kernels", "quant", "decoder"),
-        "decoder": ("quant", "tokenizer"),
-    }
     out = []
     for path in sorted(p for p in csrc.rglob("*") if p.suffix in (".c", ".h", ".m")):
+        module = path.parent.name
+        usable = {module, "core"} | ({"kernels"} if module == "decoder" else set())
         for name in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(encoding="utf-8"), re.MULTILINE):
-            place = f"{path.relative_to(csrc)} includes {name}"
-            if Path(name).name == "Python.h" or headers.get(Path(name).name) in forbidden.get(path.parent.name, ()):
-                out.append(place)
+            if Path(name).name == "Python.h" or headers.get(Path(name).name, module) not in usable:
+                out.append(f"{path.relative_to(csrc)} includes {name}")
     return out
 
 
@@ -159,7 +154,9 @@ TABLE = """
         ("backends.cpu", "from ..trainer import x", "backends.cpu (row 4) imports trainer (row 6)"),
         ("backends.__init__", "from ..trainer import x", "backends (row 4) imports trainer (row 6)"),
         ("backends.cpu", "from .._cpu import lib", "backends.cpu (row 4) imports _cpu (row None)"),
+        ("backends.cpu", "def f():\n    from .. import _ane", "backends.cpu (row 4) imports _ane (row None)"),
         ("_core", "from ._cpu import ffi, lib\nfrom . import _cpu", None),
+        ("_core", "def f():\n    from . import _ane", None),
         ("report", "from .events import Step", None),
         ("report", "from . import weights", "report (row None) imports weights (row 2)"),
         ("report", "def f():\n    import neuralforge._core", "report (row None) imports _core (row 1)"),
@@ -199,11 +196,13 @@ def test_a_circle_in_one_row_is_found(tmp_path):
         ("core/a.c", "<stdint.h>", False),
         ("tokenizer/a.c", '"../core/c.h"', False),
         ("tokenizer/a.c", '"../kernels/k.h"', True),
+        ("ane_bridge/a.m", '"../core/c.h"', False),
+        ("ane_bridge/a.m", '"../kernels/k.h"', True),
     ],
 )
 def test_a_wrong_include_is_found(tmp_path, place, include, bad):
-    for folder, header in (("core", "c.h"), ("kernels", "k.h"), ("decoder", "d.h"), ("tokenizer", "t.h")):
+    for folder in ("core", "kernels", "decoder", "tokenizer", "ane_bridge"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / header).write_text("")
+        (tmp_path / folder / f"{folder[0]}.h").write_text("")
     (tmp_path / place).write_text(f"int x;\n  # include {include}\n")
     assert include_problems(tmp_path) == ([f"{place} includes {include[1:-1]}"] if bad else [])

@@ -75,9 +75,9 @@ def stop_after_one_micro_step(trainer: Trainer) -> Run:
             session = inner.open(*args, **options)
             honest = session.loss_and_grads
 
-            def once(batch: Any, *, seed: int = 0) -> Any:
+            def once(batch: Any, **how: Any) -> Any:
                 trainer.stop()
-                return honest(batch, seed=seed)
+                return honest(batch, **how)
 
             session.loss_and_grads = once
             return session

@@ -225,31 +225,34 @@ def pathological(name: str, size: int) -> str:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Of work of this process, whatever runs beside it."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("file", ["llama2/tokenizer.model", "llama3/tokenizer.model", "qwen/qwen.tiktoken", "minimind"])
 def test_time_is_linear_whatever_the_text(shared: Path, file: str, name: str) -> None:
-    """Never below 5 MB/s, and ten times the text takes about ten times as long.
+    """Never below 5 MB/s, and ten times the text takes about ten times as long: at most 11, for what no clock can tell apart.
 
-    The limit is 15: a single word of 10 MB leaves the caches that one of 1 MB fits into. Each is timed three times, as other
-    programs run beside this.
+    The shorter texts are parts of the long one that were not seen before, as remembered words would make them faster. Below
+    20 ms the start of a call counts as much as its text.
     """
     tokenizer = Tokenizer.from_file(shared / "tokenizers" / file)
-    small, large = pathological(name, 1_000_000), pathological(name, 10_000_000)
-    tokenizer.encode_array(small[:1000])
-    fast = min(seconds(lambda: tokenizer.encode_array(small, parse_special=True)) for _ in range(3))
+    large = pathological(name, 10_000_000)
+    width = len(large) // 10
+    tokenizer.encode_array(large[-1000:])
+    parts = [large[i * width : (i + 1) * width] for i in range(3)]
+    fast = min(seconds(lambda part=part: tokenizer.encode_array(part, parse_special=True)) for part in parts)
     slow = min(seconds(lambda: tokenizer.encode_array(large, parse_special=True)) for _ in range(3))
-    assert slow <= 15 * max(fast, 0.02) and slow < 2.0, f"{fast:.3f} s for 1 MB, {slow:.3f} s for 10 MB"
+    assert slow <= 11 * max(fast, 0.02) and slow < 2.0, f"{fast:.3f} s for 1 MB, {slow:.3f} s for 10 MB"
 
 
 @pytest.mark.parametrize("name", UNITS)
 def test_long_words_equal_short_ones(shared: Path, name: str) -> None:
-    """Windows of a long word give what merging it at once gives: the oracle has none."""
+    """Words that are one run of something, of lengths around powers of two."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="the oracle package is not installed")
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(shared / "tokenizers/llama2/tokenizer.model"))
     mine = Tokenizer.from_file(shared / "tokenizers/llama2/tokenizer.model")

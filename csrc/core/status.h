@@ -5,10 +5,13 @@
 
 typedef enum nf_status {
     NF_OK = 0,
-    NF_ERR_ARGUMENT = 1, /* a value the caller passed cannot be used */
-    NF_ERR_MEMORY = 2,   /* an allocation failed */
-    NF_ERR_THREAD = 3,   /* a thread could not be started */
-    NF_ERR_STATE = 4     /* the call does not fit what was set up before */
+    NF_ERR_ARGUMENT = 1,    /* a value the caller passed cannot be used */
+    NF_ERR_MEMORY = 2,      /* an allocation failed */
+    NF_ERR_THREAD = 3,      /* a thread could not be started */
+    NF_ERR_STATE = 4,       /* the call does not fit what was set up before */
+    NF_ERR_UNSUPPORTED = 5, /* not on this machine, or not in this build */
+    NF_ERR_DEVICE = 6,      /* the device, its driver or its compiler refused */
+    NF_ERR_TIMEOUT = 7      /* the device did not answer in time */
 } nf_status;
 
 #if defined(__GNUC__)

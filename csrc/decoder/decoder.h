@@ -47,6 +47,9 @@ typedef enum nf_slot {
     NF_SLOT_COUNT
 } nf_slot;
 
+/* What a step does to the gradients: leaves them alone, adds its own, or puts its own in their place. */
+typedef enum nf_gradients { NF_GRADIENTS_NONE = 0, NF_GRADIENTS_ADD = 1, NF_GRADIENTS_WRITE = 2 } nf_gradients;
+
 typedef struct nf_engine nf_engine;
 typedef struct nf_cache nf_cache;
 
@@ -58,8 +61,8 @@ void nf_engine_free(nf_engine *engine);
    cache must go on with the set that it began with. */
 void nf_engine_set_frequencies(nf_engine *engine, const float *inverse_frequencies);
 
-/* Give one weight.  `layer` is ignored for slots that are not per layer.  `gradient` has the weight's shape and is added
-   to in NF_MODE_FULL (NULL otherwise). A slot that is not set is absent: no bias, no q/k norm, tied head. */
+/* Give one weight.  `layer` is ignored for slots that are not per layer.  `gradient` has the weight's shape and is filled
+   in NF_MODE_FULL (NULL otherwise). A slot that is not set is absent: no bias, no q/k norm, tied head. */
 nf_status nf_engine_set(nf_engine *engine, nf_slot slot, int64_t layer, const float *weight, float *gradient);
 
 /* Give a frozen matrix in a narrow form: bf16 bits, or with `scale` (out,) int8 rows; see kernels/linear.h. */
@@ -69,7 +72,7 @@ nf_status nf_engine_set_narrow(nf_engine *engine, nf_slot slot, int64_t layer, c
 nf_status nf_engine_set_blocks(nf_engine *engine, nf_slot slot, int64_t layer, const void *weight, nf_block_kind kind);
 
 /* Give a low-rank pair of a matrix slot: a (r, in), b (out, r); y += scale * B A dropout(x).
-   d_a, d_b: gradients, added to in NF_MODE_LORA (NULL otherwise). */
+   d_a, d_b: gradients, filled in NF_MODE_LORA (NULL otherwise). */
 nf_status nf_engine_set_lora(nf_engine *engine, nf_slot slot, int64_t layer, int64_t r, float scale, float dropout,
                              const float *a, const float *b, float *d_a, float *d_b);
 
@@ -85,9 +88,10 @@ int64_t nf_engine_arena_bytes(const nf_shape *shape, nf_mode mode, int narrow, i
    targets: id to be predicted at each place, -1 where none is; positions: rotary position; bounds: (documents+1) places
    where documents begin, bounds[0] = 0, bounds[documents] = T.
    loss: sum of -log p over the trained places; counted: how many they are.
-   backward != 0 adds the gradients of that sum (not in NF_MODE_INFER).  seed decides the dropout mask and is not used without backward. */
+   gradients: of that sum; none in NF_MODE_INFER.  seed decides the dropout mask and is not used without gradients. */
 nf_status nf_engine_step(nf_engine *engine, const int32_t *tokens, const int32_t *targets, const int32_t *positions, int64_t T,
-                         const int32_t *bounds, int64_t documents, int backward, uint64_t seed, double *loss, int64_t *counted);
+                         const int32_t *bounds, int64_t documents, nf_gradients gradients, uint64_t seed, double *loss,
+                         int64_t *counted);
 
 /* Key-value cache of one sequence of at most `capacity` tokens. */
 nf_status nf_cache_new(nf_cache **out, const nf_engine *engine, int64_t capacity, nf_cache_kind kind);

@@ -417,9 +417,45 @@ static nf_status set_spans(nf_engine *e, const int32_t *bounds, int64_t document
     return NF_OK;
 }
 
+/* -------- gradients that are not written as a whole -------- */
+
+enum { CLEAR_ROWS = 256 };
+
+static void clear_rows(void *context, int64_t index, int worker) {
+    const nf_engine *e = context;
+    int64_t D = e->shape.hidden, row = index * CLEAR_ROWS, rows = nf_min(CLEAR_ROWS, e->shape.vocab - row);
+    (void)worker;
+    memset(e->d_embed + row * D, 0, (size_t)(rows * D) * sizeof(float));
+}
+
+static void clear(float *gradient, int64_t n) {
+    if (gradient) memset(gradient, 0, (size_t)n * sizeof *gradient);
+}
+
+static void clear_block(block *b, const nf_shape *c, int matrices) {
+    clear(b->attn_norm.d_gain, c->hidden), clear(b->ffn_norm.d_gain, c->hidden);
+    clear(b->q_norm.d_gain, c->head_dim), clear(b->k_norm.d_gain, c->head_dim);
+    for (int i = 0; i < P_COUNT; i++) {
+        projection *p = &b->p[i];
+        clear(p->d_bias, p->base.out);
+        if (matrices) clear(p->d_weight, p->base.out * p->base.in);
+        if (p->r) clear(p->d_a, p->r * p->base.in), clear(p->d_b, p->base.out * p->r);
+    }
+}
+
+/* All that a step adds to; with `all` also what it writes: the matrices of the blocks, and the head. */
+static void clear_gradients(nf_engine *e, int all) {
+    for (int64_t i = 0; i < e->shape.layers; i++) clear_block(&e->blocks[i], &e->shape, all);
+    clear(e->final_norm.d_gain, e->shape.hidden);
+    if (e->d_embed && (all || e->d_embed != e->d_head))
+        nf_pool_run(e->pool, nf_tiles(e->shape.vocab, CLEAR_ROWS), clear_rows, e);
+    if (all && e->d_head != e->d_embed) clear(e->d_head, e->shape.vocab * e->shape.hidden);
+}
+
 nf_status nf_engine_step(nf_engine *e, const int32_t *tokens, const int32_t *targets, const int32_t *positions, int64_t T,
-                         const int32_t *bounds, int64_t documents, int backward, uint64_t seed, double *loss,
+                         const int32_t *bounds, int64_t documents, nf_gradients gradients, uint64_t seed, double *loss,
                          int64_t *counted) {
+    int backward = gradients != NF_GRADIENTS_NONE, add = gradients == NF_GRADIENTS_ADD;
     *loss = 0.0, *counted = 0;
     if (backward && e->mode == NF_MODE_INFER) return nf_fail(NF_ERR_STATE, "the engine was opened for inference");
     if (T < 1 || T > e->max_tokens)
@@ -428,16 +464,17 @@ nf_status nf_engine_step(nf_engine *e, const int32_t *tokens, const int32_t *tar
     NF_TRY(check_ids(e, targets, T, -1, "target"));
     NF_TRY(set_spans(e, bounds, documents, T));
     stream s = {.tokens = tokens, .positions = positions, .T = T, .spans = e->spans, .n_spans = documents};
-    s.keep = backward, s.dropout = backward && e->mode == NF_MODE_LORA, s.seed = seed;
+    s.keep = backward, s.add = add, s.dropout = backward && e->mode == NF_MODE_LORA, s.seed = seed;
 
     head_job j = {.e = e};
     for (int64_t t = 0; t < T; t++)
         if (targets[t] >= 0) e->picked_at[j.n] = (int32_t)t, e->picked_target[j.n++] = targets[t];
+    if (gradients == NF_GRADIENTS_WRITE) clear_gradients(e, j.n == 0);
     if (j.n == 0) return NF_OK;
     nf_forward(e, &s);
     nf_pool_run(e->pool, nf_tiles(j.n, ROW_TILE), pick_rows, &j);
     nf_cross_entropy(e->pool, e->kernels, &e->head, e->picked, e->picked_target, j.n, e->losses, backward ? e->d_picked : NULL,
-                     backward ? e->d_head : NULL, e->entropy_scratch);
+                     backward ? e->d_head : NULL, add, e->entropy_scratch);
     for (int64_t i = 0; i < j.n; i++) *loss += e->losses[i];
     *counted = j.n;
     if (!backward) return NF_OK;

@@ -95,6 +95,7 @@ typedef struct stream {
     int64_t n_spans;
     nf_cache *cache; /* keys and values go here in inference; NULL in training */
     int keep;        /* keep the log-sum-exp and low-rank products for a backward pass */
+    int add;         /* 0: gradients of the blocks' matrices are written, not added to; all others have been cleared */
     int dropout;     /* 1: apply it */
     uint64_t seed;
 } stream;

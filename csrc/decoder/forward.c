@@ -79,8 +79,8 @@ static void rotate_rows(void *context, int64_t index, int worker) {
         nf_cached cached = nf_cache_layer(j->s->cache, j->layer);
         nf_cached_put(&cached, j->s->cache->length + row, a->k + row * K, a->v + row * K, rows);
     } else if (j->e->kv_form.kind != NF_LINEAR_F32) {
-        nf_to_bf16((uint16_t *)a->keys + row * K, a->k + row * K, rows * K);
-        nf_to_bf16((uint16_t *)a->values + row * K, a->v + row * K, rows * K);
+        j->e->kernels->to_bf16((uint16_t *)a->keys + row * K, a->k + row * K, rows * K);
+        j->e->kernels->to_bf16((uint16_t *)a->values + row * K, a->v + row * K, rows * K);
     }
 }
 

@@ -231,7 +231,7 @@ static void transpose_outputs(void *context, int64_t index, int worker) {
     }
 }
 
-/* d_weight (rows of out, all in) += d_y^T x, d_bias += sum of d_y; tiles are (out x in). */
+/* d_weight (rows of out, all in) = or += d_y^T x, d_bias += sum of d_y; tiles are (out x in). */
 static void weight_gradients(void *context, int64_t index, int worker) {
     const job *j = context;
     for (int i = 0; i < j->n; i++) {
@@ -245,7 +245,7 @@ static void weight_gradients(void *context, int64_t index, int worker) {
         place at = locate(index, out, &cols);
         nf_operand d_y = output_gradient(j, i), x = nf_operand_in(j->e->input, j->x, in, j->T, in);
         nf_linear_gradient_tile(&p->base, p->d_weight + at.row * in + at.col, in, &d_y, &x, j->T, at.row, at.row + at.rows,
-                                at.col, at.col + at.cols, j->e->product_scratch + worker * j->e->product_bytes);
+                                at.col, at.col + at.cols, j->s->add, j->e->product_scratch + worker * j->e->product_bytes);
         if (p->d_bias && at.col == 0)
             for (int64_t t = 0; t < j->T; t++)
                 j->e->kernels->add_scaled(p->d_bias + at.row, j->y[i] + t * out + at.row, 1.0f, at.rows);

@@ -23,8 +23,6 @@ static inline int32_t round_to_whole(float x) {
 #define NF_TARGET
 #define NF_NAME(x) x##_base
 #include "blocks.inc.h"
-#undef NF_TARGET
-#undef NF_NAME
 
 /* The product of two rows. */
 static inline float dot_base(nf_block_kind kind, const uint8_t *row, const nf_block_pair *pairs, int64_t groups) {
@@ -43,46 +41,52 @@ static inline float dot_base(nf_block_kind kind, const uint8_t *row, const nf_bl
     return total;
 }
 
-static void decode_base(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
-                        int64_t o1) {
+static inline void dots_base(nf_block_kind kind, const nf_blocks *b, float *y, int64_t ldy, const char *a, int64_t stride,
+                             int64_t rows, int64_t o0, int64_t o1) {
     for (int64_t o = o0; o < o1; o++)
-        for (int64_t t = 0; t < rows; t++) {
-            const nf_block_pair *x = (const void *)((const char *)a + t * stride);
-            float *to = y + t * ldy + (o - o0);
-            switch (b->kind) { /* a constant kind in each case, so that the unpacking is inlined for it */
-            case NF_BLOCK_Q8_0:
-                *to = dot_base(NF_BLOCK_Q8_0, row_of(b, o), x, b->in / 32);
-                break;
-            case NF_BLOCK_Q4_0:
-                *to = dot_base(NF_BLOCK_Q4_0, row_of(b, o), x, b->in / 32);
-                break;
-            case NF_BLOCK_Q4_K:
-                *to = dot_base(NF_BLOCK_Q4_K, row_of(b, o), x, b->in / 32);
-                break;
-            default:
-                *to = dot_base(NF_BLOCK_Q6_K, row_of(b, o), x, b->in / 32);
-            }
-        }
+        for (int64_t t = 0; t < rows; t++)
+            y[t * ldy + (o - o0)] = dot_base(kind, row_of(b, o), (const void *)(a + t * stride), b->in / 32);
 }
+
+static void decode_base(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                        int64_t o1){NF_FOR_KIND(b -> kind, dots_base, b, y, ldy, a, stride, rows, o0, o1)}
 
 #if defined(__x86_64__)
 #define NF_TARGET __attribute__((target("avx2,fma,f16c")))
 #define NF_NAME(x) x##_avx2
 #include "blocks.inc.h"
-#undef NF_TARGET
-#undef NF_NAME
-#else
-#define prepare_avx2 prepare_base
-#define widen_avx2 widen_base
 #endif
 
+/* -------- paths -------- */
+
+static const struct {
+    unsigned needs; /* nf_feature bits */
+    void (*prepare)(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width);
+    void (*widen)(const nf_blocks *b, float *out, int64_t o, int64_t i0, int64_t n);
+    void (*decode)(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                   int64_t o1);
+} paths[NF_BLOCK_PATHS] = {
+    [NF_BLOCK_PLAIN] = {0, prepare_base, widen_base, decode_base},
+#if defined(__x86_64__)
+    [NF_BLOCK_AVX2] = {NF_HAS_AVX2, prepare_avx2, widen_avx2, nf_blocks_decode_avx2},
+    [NF_BLOCK_VNNI] = {NF_HAS_AVX512 | NF_HAS_AVX512_VNNI | NF_HAS_AVX512_BF16, nf_blocks_prepare_vnni, widen_avx2,
+                       nf_blocks_decode_vnni},
+#elif defined(__aarch64__)
+    [NF_BLOCK_NEON] = {NF_HAS_NEON, prepare_base, widen_base, nf_blocks_decode_neon},
+    [NF_BLOCK_DOTPROD] = {NF_HAS_NEON | NF_HAS_DOTPROD, prepare_base, widen_base, nf_blocks_decode_dotprod},
+#endif
+};
+
+int nf_block_path_runs(nf_block_path path) { return paths[path].decode && !(paths[path].needs & ~nf_cpu_features()); }
+
 nf_block_path nf_block_path_here(void) {
-    if (nf_cpu_dots().int8 && nf_cpu_dots().bf16) return NF_BLOCK_VNNI;
-    return nf_cpu_isa() == NF_ISA_BASE ? NF_BLOCK_PLAIN : NF_BLOCK_AVX2;
+    int path = NF_BLOCK_PATHS - 1;
+    while (!nf_block_path_runs((nf_block_path)path)) path--;
+    return (nf_block_path)path;
 }
 
 void nf_blocks_widen(const nf_blocks *b, float *out, int64_t o, int64_t i0, int64_t n) {
-    (b->path == NF_BLOCK_PLAIN ? widen_base : widen_avx2)(b, out, o, i0, n);
+    paths[b->path].widen(b, out, o, i0, n);
 }
 
 int64_t nf_blocks_first_nonfinite(nf_block_kind kind, const void *w, int64_t rows, int64_t in) {
@@ -102,35 +106,12 @@ int64_t nf_blocks_operand_bytes(int64_t width) { return nf_block_pairs(width) * 
 
 void nf_blocks_prepare(nf_block_path path, void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows,
                        int64_t width) {
-    if (path == NF_BLOCK_VNNI)
-        nf_blocks_prepare_vnni(out, stride, x, ldx, rows, width);
-    else
-        (path == NF_BLOCK_PLAIN ? prepare_base : prepare_avx2)(out, stride, x, ldx, rows, width);
+    paths[path].prepare(out, stride, x, ldx, rows, width);
 }
 
 void nf_blocks_decode(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
                       int64_t o1) {
-    switch (b->path) {
-    case NF_BLOCK_VNNI:
-        nf_blocks_decode_vnni(b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    case NF_BLOCK_AVX2:
-        nf_blocks_decode_avx2(b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    default:
-        decode_base(b, y, ldy, a, stride, rows, o0, o1);
-    }
-}
-
-int64_t nf_blocks_scratch(void) { return nf_blocks_scratch_vnni(); }
-
-void nf_blocks_forward(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
-                       int64_t o1, float beta, void *scratch) {
-    nf_blocks_forward_vnni(b, y, ldy, a, stride, rows, o0, o1, beta, scratch);
-}
-
-void nf_blocks_strip(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at) {
-    nf_blocks_strip_vnni(b, out, o0, rows, at);
+    paths[b->path].decode(b, y, ldy, a, stride, rows, o0, o1);
 }
 
 /* -------- to blocks -------- */

@@ -13,8 +13,16 @@
 
 #include "../core/block_types.h"
 
-/* Which instructions compute. */
-typedef enum nf_block_path { NF_BLOCK_PLAIN = 0, NF_BLOCK_AVX2 = 1, NF_BLOCK_VNNI = 2 } nf_block_path;
+/* Which instructions compute; of those that a machine has, the last is best. */
+typedef enum nf_block_path {
+    NF_BLOCK_PLAIN = 0,
+    NF_BLOCK_AVX2 = 1,
+    NF_BLOCK_VNNI = 2, /* AVX-512 with VNNI and BF16 */
+    NF_BLOCK_NEON = 3,
+    NF_BLOCK_DOTPROD = 4,
+    NF_BLOCK_PATHS = 5
+} nf_block_path;
+int nf_block_path_runs(nf_block_path path);
 nf_block_path nf_block_path_here(void);
 
 /* w: rows of `in` values, owned by the caller, without alignment. */
@@ -42,7 +50,8 @@ void nf_blocks_prepare(nf_block_path path, void *out, int64_t stride, const floa
 void nf_blocks_decode(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
                       int64_t o1);
 
-/* y (rows, o1-o0) = a W[o0:o1]^T + beta * y, beta 0 or 1, for many rows.  Only with NF_BLOCK_VNNI.  One thread; scratch of nf_blocks_scratch() bytes. */
+/* y (rows, o1-o0) = a W[o0:o1]^T + beta * y, beta 0 or 1, for many rows.  Only with NF_BLOCK_VNNI.
+   One thread; scratch of nf_blocks_scratch() bytes. */
 void nf_blocks_forward(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
                        int64_t o1, float beta, void *scratch);
 int64_t nf_blocks_scratch(void);

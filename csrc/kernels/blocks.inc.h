@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The body of the plain block kernels.  blocks.c includes it once for each instruction set with NF_TARGET, a function
-   attribute that turns the instructions on, and NF_NAME(x), a name of its own for each function. */
+   attribute that turns the instructions on, and NF_NAME(x), a name of its own for each function.  Both are undefined at the
+   end. */
 
 #define NF_INLINE static inline __attribute__((always_inline)) NF_TARGET
 
@@ -93,3 +94,5 @@ static NF_TARGET void NF_NAME(prepare)(void *out, int64_t stride, const float *x
 }
 
 #undef NF_INLINE
+#undef NF_TARGET
+#undef NF_NAME

@@ -9,6 +9,8 @@
 #define NF_TARGET __attribute__((target("avx2,fma,f16c")))
 #define NF_INLINE static inline __attribute__((always_inline)) NF_TARGET
 
+typedef __m256 vf;
+
 NF_INLINE float half_of(const uint8_t *p) { return _cvtsh_ss(nf_half_at(p)); }
 NF_INLINE __m256i bytes_at(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 
@@ -56,51 +58,15 @@ NF_INLINE group unpack(nf_block_kind kind, const uint8_t *row, int64_t at) {
                                  : unpack_q6_k(row + at / 8 * Q6_K_BYTES, (int)(at % 8));
 }
 
-NF_INLINE float dot(nf_block_kind kind, const uint8_t *row, const nf_block_pair *pairs, int64_t groups) {
-    __m256 sums = _mm256_setzero_ps();
-    float least = 0.0f, lanes[8];
-    for (int64_t at = 0; at < groups; at++) {
-        const nf_block_pair *p = &pairs[at / 2];
-        group g = unpack(kind, row, at);
-        __m256i x = bytes_at((const uint8_t *)p->q + at % 2 * 32);
-        __m256i pairs_of_16 = _mm256_maddubs_epi16(_mm256_abs_epi8(g.q), _mm256_sign_epi8(x, g.q));
-        __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs_of_16, _mm256_set1_epi16(1)));
-        sums = _mm256_fmadd_ps(whole, _mm256_mul_ps(g.d, _mm256_set1_ps(p->d[at % 2])), sums);
-        if (kind == NF_BLOCK_Q4_K) least += g.m * p->d[at % 2] * (float)p->minus_sum[at % 2];
-        _mm_prefetch((const char *)row + at * nf_block_bytes(kind) * 32 / nf_block_values(kind) + 4096, _MM_HINT_T0);
-    }
-    _mm256_storeu_ps(lanes, sums);
-    return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7])) + least;
+NF_INLINE vf add_group(vf sums, const group *g, const int8_t *x, float d) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(g->q), _mm256_sign_epi8(bytes_at((const uint8_t *)x), g->q));
+    __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return _mm256_fmadd_ps(whole, _mm256_mul_ps(g->d, _mm256_set1_ps(d)), sums);
 }
 
-NF_INLINE void dots(nf_block_kind kind, const nf_blocks *b, float *y, int64_t ldy, const char *a, int64_t stride, int64_t rows,
-                    int64_t o0, int64_t o1) {
-    int64_t row_bytes = b->in / nf_block_values(kind) * nf_block_bytes(kind);
-    for (int64_t o = o0; o < o1; o++)
-        for (int64_t t = 0; t < rows; t++)
-            y[t * ldy + (o - o0)] =
-                dot(kind, (const uint8_t *)b->w + o * row_bytes, (const void *)(a + t * stride), b->in / 32);
-}
+NF_INLINE float sum_of_floats(vf v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
-NF_TARGET void nf_blocks_decode_avx2(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows,
-                                     int64_t o0, int64_t o1) {
-    switch (b->kind) { /* a constant kind in each case */
-    case NF_BLOCK_Q8_0:
-        dots(NF_BLOCK_Q8_0, b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    case NF_BLOCK_Q4_0:
-        dots(NF_BLOCK_Q4_0, b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    case NF_BLOCK_Q4_K:
-        dots(NF_BLOCK_Q4_K, b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    default:
-        dots(NF_BLOCK_Q6_K, b, y, ldy, a, stride, rows, o0, o1);
-    }
-}
-#else /* other processors: nf_block_path_here never says so */
-void nf_blocks_decode_avx2(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
-                           int64_t o1) {
-    (void)b, (void)y, (void)ldy, (void)a, (void)stride, (void)rows, (void)o0, (void)o1;
-}
+#define NF_NAME(x) x##_avx2
+#define NF_ADD add_group
+#include "blocks_row.inc.h"
 #endif

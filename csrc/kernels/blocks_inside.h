@@ -38,15 +38,31 @@ static inline void nf_q4_k_scales(const uint8_t *packed, uint64_t *scales, uint6
     *minima = (first >> 32 & 0x3f3f3f3f) | ((rest >> 4 & 0x0f0f0f0f) | high >> 32 << 4) << 32;
 }
 
-/* blocks_avx2.c, blocks_vnni.c and blocks_panel.c; only where nf_block_path_here() says so. */
+/* function(kind, ...) with a constant kind, so that what it does for a kind is compiled for each. */
+#define NF_FOR_KIND(given, function, ...)                                                                                      \
+    switch (given) {                                                                                                           \
+    case NF_BLOCK_Q8_0:                                                                                                        \
+        function(NF_BLOCK_Q8_0, __VA_ARGS__);                                                                                  \
+        break;                                                                                                                 \
+    case NF_BLOCK_Q4_0:                                                                                                        \
+        function(NF_BLOCK_Q4_0, __VA_ARGS__);                                                                                  \
+        break;                                                                                                                 \
+    case NF_BLOCK_Q4_K:                                                                                                        \
+        function(NF_BLOCK_Q4_K, __VA_ARGS__);                                                                                  \
+        break;                                                                                                                 \
+    default:                                                                                                                   \
+        function(NF_BLOCK_Q6_K, __VA_ARGS__);                                                                                  \
+    }
+
+/* blocks_avx2.c, blocks_neon.c and blocks_vnni.c; only where nf_block_path_runs() says so. */
 void nf_blocks_decode_avx2(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
                            int64_t o1);
+void nf_blocks_decode_neon(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                           int64_t o1);
+void nf_blocks_decode_dotprod(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows,
+                              int64_t o0, int64_t o1);
 void nf_blocks_prepare_vnni(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width);
 void nf_blocks_decode_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
                            int64_t o1);
-void nf_blocks_forward_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
-                            int64_t o1, float beta, void *scratch);
-int64_t nf_blocks_scratch_vnni(void);
-void nf_blocks_strip_vnni(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at);
 
 #endif

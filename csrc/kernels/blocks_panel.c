@@ -22,7 +22,7 @@ typedef struct panel_scratch {
     panel panel;
 } panel_scratch;
 
-int64_t nf_blocks_scratch_vnni(void) { return sizeof(panel_scratch); }
+int64_t nf_blocks_scratch(void) { return sizeof(panel_scratch); }
 
 /* The scales of pair `at` of a row, one for each 16 values, and the minima of its two groups. */
 NF_INLINE void column_scales(nf_block_kind kind, panel *to, int c, const char *row, int64_t at) {
@@ -57,7 +57,7 @@ NF_INLINE void fill_panel(nf_block_kind kind, panel *to, const char *w, int64_t 
             r[c] = cut ? unpack(kind, last, 0) : unpack(kind, row, at);
             column_scales(kind, to, 16 * half + c, cut ? last : row, cut ? 0 : at);
         }
-        transpose(r);
+        transpose16(r);
         for (int u = 0; u < 16; u++) to->units[2 * u + half] = r[u];
     }
 }
@@ -133,25 +133,13 @@ NF_INLINE void panels(nf_block_kind kind, const nf_blocks *b, float *y, int64_t 
     }
 }
 
-NF_TARGET void nf_blocks_forward_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows,
-                                      int64_t o0, int64_t o1, float beta, void *scratch) {
+NF_TARGET void nf_blocks_forward(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows,
+                                 int64_t o0, int64_t o1, float beta, void *scratch) {
     for (int64_t t = 0; t < rows; t += MANY) {
         const char *from = (const char *)a + t * stride;
         float *to = y + t * ldy;
         int64_t n = min64(MANY, rows - t);
-        switch (b->kind) { /* a constant kind in each case */
-        case NF_BLOCK_Q8_0:
-            panels(NF_BLOCK_Q8_0, b, to, ldy, from, stride, n, o0, o1, beta, scratch);
-            break;
-        case NF_BLOCK_Q4_0:
-            panels(NF_BLOCK_Q4_0, b, to, ldy, from, stride, n, o0, o1, beta, scratch);
-            break;
-        case NF_BLOCK_Q4_K:
-            panels(NF_BLOCK_Q4_K, b, to, ldy, from, stride, n, o0, o1, beta, scratch);
-            break;
-        default:
-            panels(NF_BLOCK_Q6_K, b, to, ldy, from, stride, n, o0, o1, beta, scratch);
-        }
+        NF_FOR_KIND(b->kind, panels, b, to, ldy, from, stride, n, o0, o1, beta, scratch)
     }
 }
 
@@ -197,29 +185,16 @@ NF_INLINE void strip_to_bf16(nf_block_kind kind, const nf_blocks *b, uint16_t *o
     }
 }
 
-NF_TARGET void nf_blocks_strip_vnni(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at) {
-    switch (b->kind) { /* a constant kind in each case */
-    case NF_BLOCK_Q8_0:
-        strip_to_bf16(NF_BLOCK_Q8_0, b, out, o0, rows, at);
-        return;
-    case NF_BLOCK_Q4_0:
-        strip_to_bf16(NF_BLOCK_Q4_0, b, out, o0, rows, at);
-        return;
-    case NF_BLOCK_Q4_K:
-        strip_to_bf16(NF_BLOCK_Q4_K, b, out, o0, rows, at);
-        return;
-    default:
-        strip_to_bf16(NF_BLOCK_Q6_K, b, out, o0, rows, at);
-    }
-}
-#else /* other processors: linear.c widens such weights instead of coming here */
+NF_TARGET void nf_blocks_strip(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows,
+                               int64_t at){NF_FOR_KIND(b -> kind, strip_to_bf16, b, out, o0, rows, at)}
+#else /* linear.c widens such weights instead of coming here */
 
-int64_t nf_blocks_scratch_vnni(void) { return 0; }
-void nf_blocks_strip_vnni(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at) {
+int64_t nf_blocks_scratch(void) { return 0; }
+void nf_blocks_strip(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at) {
     (void)b, (void)out, (void)o0, (void)rows, (void)at;
 }
-void nf_blocks_forward_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
-                            int64_t o1, float beta, void *scratch) {
+void nf_blocks_forward(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
+                       int64_t o1, float beta, void *scratch) {
     (void)b, (void)y, (void)ldy, (void)a, (void)stride, (void)rows, (void)o0, (void)o1, (void)beta, (void)scratch;
 }
 #endif

@@ -144,27 +144,6 @@ NF_INLINE void dots(nf_block_kind kind, const nf_blocks *b, float *y, int64_t ld
 
 NF_TARGET void nf_blocks_decode_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows,
                                      int64_t o0, int64_t o1) {
-    switch (b->kind) { /* a constant kind in each case */
-    case NF_BLOCK_Q8_0:
-        dots(NF_BLOCK_Q8_0, b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    case NF_BLOCK_Q4_0:
-        dots(NF_BLOCK_Q4_0, b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    case NF_BLOCK_Q4_K:
-        dots(NF_BLOCK_Q4_K, b, y, ldy, a, stride, rows, o0, o1);
-        return;
-    default:
-        dots(NF_BLOCK_Q6_K, b, y, ldy, a, stride, rows, o0, o1);
-    }
-}
-#else /* other processors: nf_block_path_here never says so */
-
-void nf_blocks_prepare_vnni(void *out, int64_t stride, const float *x, int64_t ldx, int64_t rows, int64_t width) {
-    (void)out, (void)stride, (void)x, (void)ldx, (void)rows, (void)width;
-}
-void nf_blocks_decode_vnni(const nf_blocks *b, float *y, int64_t ldy, const void *a, int64_t stride, int64_t rows, int64_t o0,
-                           int64_t o1) {
-    (void)b, (void)y, (void)ldy, (void)a, (void)stride, (void)rows, (void)o0, (void)o1;
+    NF_FOR_KIND(b->kind, dots, b, y, ldy, a, stride, rows, o0, o1)
 }
 #endif

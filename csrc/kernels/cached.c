@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 enum { BK = 256 }; /* positions of one block of scores */
@@ -18,21 +20,24 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 #define NF_NAME(x) x##_base
 #define NF_W 4
 typedef float four __attribute__((vector_size(16)));
+#if defined(__aarch64__)
+static inline four four_halves(const uint16_t *p) { return (four)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline four four_bytes(const int8_t *p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return (four)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes))))));
+}
+#else
 static inline four four_halves(const uint16_t *p) {
     return (four){nf_half_to_float(p[0]), nf_half_to_float(p[1]), nf_half_to_float(p[2]), nf_half_to_float(p[3])};
 }
 static inline four four_bytes(const int8_t *p) { return (four){p[0], p[1], p[2], p[3]}; }
+#endif
 static inline float four_sum(four v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 #define NF_SUM(v) four_sum(v)
 #define NF_LOAD_HALF(p) four_halves(p)
 #define NF_LOAD_INT8(p) four_bytes(p)
 #include "cached.inc.h"
-#undef NF_TARGET
-#undef NF_NAME
-#undef NF_W
-#undef NF_SUM
-#undef NF_LOAD_HALF
-#undef NF_LOAD_INT8
 
 #if defined(__x86_64__)
 #define NF_TARGET __attribute__((target("avx2,fma,f16c")))
@@ -42,12 +47,6 @@ static inline float four_sum(four v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 #define NF_LOAD_HALF(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define NF_LOAD_INT8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 #include "cached.inc.h"
-#undef NF_TARGET
-#undef NF_NAME
-#undef NF_W
-#undef NF_SUM
-#undef NF_LOAD_HALF
-#undef NF_LOAD_INT8
 
 #define NF_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define NF_NAME(x) x##_avx512
@@ -56,12 +55,6 @@ static inline float four_sum(four v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 #define NF_LOAD_HALF(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define NF_LOAD_INT8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #include "cached.inc.h"
-#undef NF_TARGET
-#undef NF_NAME
-#undef NF_W
-#undef NF_SUM
-#undef NF_LOAD_HALF
-#undef NF_LOAD_INT8
 #endif
 
 /* The functions of one instruction set. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The body of the cache kernels.  cached.c includes it once for each instruction set with NF_TARGET, NF_NAME(x), NF_W (float
-   lanes of a vector), NF_LOAD_HALF(p) and NF_LOAD_INT8(p), NF_W values at p as a vector, and NF_SUM(v) of its lanes. */
+   lanes of a vector), NF_LOAD_HALF(p) and NF_LOAD_INT8(p), NF_W values at p as a vector, and NF_SUM(v) of its lanes.
+   All are undefined at the end. */
 
 #define vf NF_NAME(vf)
 typedef float vf __attribute__((vector_size(NF_W * 4)));
@@ -94,3 +95,9 @@ static NF_TARGET void NF_NAME(fetch)(nf_cache_kind kind, float *out, const void 
 
 #undef vf
 #undef NF_INLINE
+#undef NF_TARGET
+#undef NF_NAME
+#undef NF_W
+#undef NF_SUM
+#undef NF_LOAD_HALF
+#undef NF_LOAD_INT8

@@ -2,18 +2,11 @@
 #include "convert.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "../core/pool.h"
+#include "rows.h"
 
-void nf_to_bf16(uint16_t *out, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        out[i] = (uint16_t)(isnan(x[i]) ? (bits >> 16 | 0x40) : rounded);
-    }
-}
+void nf_to_bf16(uint16_t *out, const float *x, int64_t n) { nf_kernels_for(nf_cpu_isa())->to_bf16(out, x, n); }
 
 typedef struct job {
     uint16_t *out;

@@ -39,6 +39,7 @@ typedef struct job {
     const float *x;
     const int32_t *targets;
     int64_t n, stripes, block, block_size;
+    int add; /* to d_w */
     float *losses, *d_x, *d_w, *logits;
     char *workers;                             /* worker_bytes of each */
     void *inputs, *probabilities, *transposed; /* of a trained head: memory of its operands */
@@ -145,7 +146,7 @@ static void block_gradients(void *context, int64_t index, int worker) {
     int64_t D = j->head->in, col = index * COLUMNS, end = min64(col + COLUMNS, D), v = j->block;
     void *scratch = j->workers + worker * worker_bytes(D, j->n);
     nf_operand x = inputs_of(j), p = probabilities_of(j), p_t = transposed_of(j);
-    nf_linear_gradient_tile(j->head, j->d_w + v * D + col, D, &p_t, &x, j->n, 0, j->block_size, col, end, scratch);
+    nf_linear_gradient_tile(j->head, j->d_w + v * D + col, D, &p_t, &x, j->n, 0, j->block_size, col, end, j->add, scratch);
     nf_addend so_far = {.start = v > 0 ? j->d_x + col : NULL, .ld = D};
     nf_linear_tile_input(j->head, j->d_x + col, D, &p, 0, j->n, v, col, end, &so_far, scratch);
 }
@@ -178,11 +179,11 @@ int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, i
 }
 
 void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear *head, const float *x, const int32_t *targets,
-                      int64_t n, float *losses, float *d_x, float *d_w, float *scratch) {
+                      int64_t n, float *losses, float *d_x, float *d_w, int add, float *scratch) {
     if (n == 0) return;
     int64_t D = head->in, stripes = stripes_of(n, head->out);
     job j = {.kernels = kernels, .head = head, .x = x, .targets = targets, .n = n, .stripes = stripes, .losses = losses};
-    j.d_x = d_x, j.d_w = d_w;
+    j.d_x = d_x, j.d_w = d_w, j.add = add;
     j.m = scratch, j.l = j.m + stripes * n, j.target = j.l + stripes * n;
     float *row = j.target + n;
     j.logits = row + D;

@@ -14,8 +14,9 @@ int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, i
 
 /* losses: (n,) -log softmax(W x)[target].
    d_x: (n, D) gradient of their sum, or NULL when only the loss is wanted.
-   d_w: (V, D) gradient of the head, added to, or NULL while the head is frozen (then each logit is computed once). */
+   d_w: (V, D) gradient of the head, or NULL while the head is frozen (then each logit is computed once); with `add` it is
+   added to what is there. */
 void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear *head, const float *x, const int32_t *targets,
-                      int64_t n, float *losses, float *d_x, float *d_w, float *scratch);
+                      int64_t n, float *losses, float *d_x, float *d_w, int add, float *scratch);
 
 #endif

@@ -11,16 +11,15 @@ enum { STRIP = 64 };      /* columns of blocks that are turned into bf16 at a ti
 enum { WIDEN_ROWS = 32 }; /* rows of a narrow weight that are turned into float32 at a time */
 
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale) {
-    nf_cpu_dot has = nf_cpu_dots();
     nf_linear l = {.kind = kind, .out = out, .in = in, .ld = in, .w = w, .scale = scale};
-    l.narrow = (kind == NF_LINEAR_BF16 && has.bf16) || (kind == NF_LINEAR_INT8 && has.int8);
+    if (kind != NF_LINEAR_F32) l.narrow = nf_narrow_best(kind == NF_LINEAR_INT8, nf_cpu_features());
     return l;
 }
 
 nf_linear nf_linear_of_blocks(nf_block_kind kind, int64_t out, int64_t in, const void *w) {
     nf_block_path path = nf_block_path_here();
     nf_linear l = {.kind = NF_LINEAR_BLOCKS, .out = out, .in = in, .w = w, .blocks = {kind, path, w, in}};
-    l.narrow = path == NF_BLOCK_VNNI;
+    if (path == NF_BLOCK_VNNI) l.narrow = nf_narrow_best(0, nf_cpu_features()); /* of the gradient */
     return l;
 }
 
@@ -37,16 +36,13 @@ nf_operand nf_operand_in(void *memory, const float *x, int64_t ld, int64_t rows,
 }
 
 static void *row_of(const nf_linear *l, const nf_operand *a, int64_t row) {
-    int64_t size = l->kind == NF_LINEAR_INT8 ? 1 : 2; /* prepared blocks have room for more than they need */
+    int64_t size = l->narrow ? l->narrow->size : 1;
     return (char *)a->prepared + row * nf_narrow_stride(a->width) * size;
 }
 
 static void prepare(const nf_linear *l, const nf_operand *a, const float *factor, int64_t row, int64_t rows) {
     if (!l->narrow) return;
-    if (l->kind != NF_LINEAR_INT8) /* the gradient of blocks too */
-        nf_bf16_prepare(row_of(l, a, row), a->x + row * a->ld, a->ld, rows, a->width);
-    else
-        nf_int8_prepare(row_of(l, a, row), a->scale + row, a->x + row * a->ld, a->ld, factor, rows, a->width);
+    l->narrow->prepare(row_of(l, a, row), a->scale + row, a->x + row * a->ld, a->ld, factor, rows, a->width);
 }
 
 nf_linear nf_linear_of_operand(const nf_linear *like, const nf_operand *a, int64_t rows) {
@@ -56,12 +52,15 @@ nf_linear nf_linear_of_operand(const nf_linear *like, const nf_operand *a, int64
     return l;
 }
 
-/* Bytes between prepared rows of blocks: those that nf_operand_bytes counts. */
-static int64_t block_stride(const nf_operand *a) { return nf_narrow_stride(a->width) * (int64_t)sizeof(uint16_t); }
+/* Prepared rows of blocks lie closer than nf_operand_bytes counts. */
+static void *block_row_of(const nf_operand *a, int64_t row) {
+    return (char *)a->prepared + row * nf_blocks_operand_bytes(a->width);
+}
 
 void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int64_t rows) {
     if (l->kind == NF_LINEAR_BLOCKS)
-        nf_blocks_prepare(l->blocks.path, row_of(l, a, row), block_stride(a), a->x + row * a->ld, a->ld, rows, a->width);
+        nf_blocks_prepare(l->blocks.path, block_row_of(a, row), nf_blocks_operand_bytes(a->width), a->x + row * a->ld, a->ld,
+                          rows, a->width);
     else
         prepare(l, a, NULL, row, rows);
 }
@@ -128,14 +127,15 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
     if (!add) add = &nothing;
     if (l->narrow && l->kind != NF_LINEAR_BLOCKS) {
         nf_narrow n = narrow_of(l);
-        nf_narrow_forward(&n, y, ldy, row_of(l, x, row), x->scale + row, rows, o0, o1, add, scratch);
+        l->narrow->forward(&n, y, ldy, row_of(l, x, row), x->scale + row, rows, o0, o1, add, scratch);
         return;
     }
     float beta = before(add, y, ldy, rows, o1 - o0);
     if (l->kind == NF_LINEAR_F32)
         nf_matmul(0, 1, rows, o1 - o0, l->in, 1.0f, from, x->ld, (const float *)l->w + o0 * l->ld, l->ld, beta, y, ldy);
     else if (l->narrow)
-        nf_blocks_forward(&l->blocks, y, ldy, row_of(l, x, row), block_stride(x), rows, o0, o1, beta, scratch);
+        nf_blocks_forward(&l->blocks, y, ldy, block_row_of(x, row), nf_blocks_operand_bytes(x->width), rows, o0, o1, beta,
+                          scratch);
     else
         for (int64_t o = o0; o < o1; o += WIDEN_ROWS) {
             int64_t cols = o1 - o < WIDEN_ROWS ? o1 - o : WIDEN_ROWS;
@@ -149,7 +149,7 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
 void nf_linear_decode(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t rows, int64_t o0, int64_t o1,
                       void *scratch) {
     if (l->kind == NF_LINEAR_BLOCKS) {
-        nf_blocks_decode(&l->blocks, y, ldy, row_of(l, x, 0), block_stride(x), rows, o0, o1);
+        nf_blocks_decode(&l->blocks, y, ldy, block_row_of(x, 0), nf_blocks_operand_bytes(x->width), rows, o0, o1);
         return;
     }
     for (int64_t o = o0; o < o1; o += WIDEN_ROWS)
@@ -170,8 +170,8 @@ static void input_of_blocks(const nf_linear *l, float *dx, int64_t lddx, const n
         if (part.start) part.start += first - i0;
         if (part.bias) part.bias += first - i0;
         if (part.v) part.v += (first - i0) * part.v_c;
-        nf_narrow_input(&w, dx + (first - i0), lddx, row_of(l, dy, row), dy->scale + row, rows, 0, dy->width, first - from,
-                        end - from, &part, strip + dy->width * STRIP);
+        l->narrow->input(&w, dx + (first - i0), lddx, row_of(l, dy, row), dy->scale + row, rows, 0, dy->width, first - from,
+                         end - from, &part, strip + dy->width * STRIP);
     }
 }
 
@@ -186,7 +186,7 @@ void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_
     }
     if (l->narrow) {
         nf_narrow w = narrow_of(l);
-        nf_narrow_input(&w, dx, lddx, row_of(l, dy, row), dy->scale + row, rows, o0, o0 + dy->width, i0, i1, add, scratch);
+        l->narrow->input(&w, dx, lddx, row_of(l, dy, row), dy->scale + row, rows, o0, o0 + dy->width, i0, i1, add, scratch);
         return;
     }
     float beta = before(add, dx, lddx, rows, n);
@@ -204,18 +204,18 @@ void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_
 void nf_linear_prepare_transposed(const nf_linear *l, const nf_operand *dy, int64_t rows, int64_t o0, int64_t o1) {
     if (!l->narrow) return;
     uint16_t *out = (uint16_t *)dy->prepared + o0 * nf_narrow_stride(rows);
-    nf_bf16_prepare_transposed(out, dy->x + o0, dy->ld, rows, o1 - o0);
+    l->narrow->prepare_transposed(out, dy->x + o0, dy->ld, rows, o1 - o0);
 }
 
 void nf_linear_gradient_tile(const nf_linear *l, float *d_w, int64_t ldw, const nf_operand *dy, const nf_operand *x,
-                             int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, void *scratch) {
+                             int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, int add, void *scratch) {
     if (!l->narrow) {
-        nf_matmul(1, 0, o1 - o0, i1 - i0, rows, 1.0f, dy->x + o0, dy->ld, x->x + i0, x->ld, 1.0f, d_w, ldw);
+        nf_matmul(1, 0, o1 - o0, i1 - i0, rows, 1.0f, dy->x + o0, dy->ld, x->x + i0, x->ld, (float)add, d_w, ldw);
         return;
     }
     nf_linear inputs = nf_linear_of_operand(l, x, rows);
     nf_operand transposed = {.ld = rows, .width = rows, .prepared = dy->prepared, .scale = dy->scale};
-    nf_addend so_far = {.start = d_w, .ld = ldw};
+    nf_addend so_far = {.start = add ? d_w : NULL, .ld = ldw, .past = !add};
     nf_linear_tile_input(&inputs, d_w, ldw, &transposed, o0, o1 - o0, 0, i0, i1, &so_far, scratch);
 }
 

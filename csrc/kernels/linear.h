@@ -23,8 +23,8 @@ typedef struct nf_linear {
     const void *w;
     const float *scale;
     const float *bias;
-    nf_blocks blocks; /* of NF_LINEAR_BLOCKS */
-    int narrow;       /* the processor multiplies this kind itself; otherwise it is widened to float32, tile by tile */
+    nf_blocks blocks;                    /* of NF_LINEAR_BLOCKS */
+    const struct nf_narrow_form *narrow; /* how the processor multiplies it; NULL: it is widened to float32, tile by tile */
 } nf_linear;
 
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale);
@@ -57,6 +57,7 @@ typedef struct nf_addend {
     const float *u, *v;    /* v[k, c] = v[k * v_k + c * v_c] */
     int64_t ldu, v_k, v_c; /* one of v_k, v_c is 1 */
     float scale;
+    int past; /* the result goes past the caches where it can: it is large and not read again soon */
 } nf_addend;
 
 /* The first rows of an operand that was prepared for `like` (float32 or bf16) as a weight: (rows, width). */
@@ -78,11 +79,12 @@ void nf_linear_decode(const nf_linear *l, float *y, int64_t ldy, const nf_operan
 void nf_linear_tile_input(const nf_linear *l, float *dx, int64_t lddx, const nf_operand *dy, int64_t row, int64_t rows,
                           int64_t o0, int64_t i0, int64_t i1, const nf_addend *add, void *scratch);
 
-/* The gradient of a trained weight (float32 or bf16), d_w[o0:o1, i0:i1] += dy[:, o0:o1]^T x[:, i0:i1], sums over `rows` rows.
+/* The gradient of a trained weight (float32 or bf16), d_w[o0:o1, i0:i1] = dy[:, o0:o1]^T x[:, i0:i1], sums over `rows` rows;
+   with `add` it is added to what is there.
    dy: its float32 rows, with the prepared form of its transpose, from nf_linear_prepare_transposed; x: prepared as an input. */
 void nf_linear_prepare_transposed(const nf_linear *l, const nf_operand *dy, int64_t rows, int64_t o0, int64_t o1);
 void nf_linear_gradient_tile(const nf_linear *l, float *d_w, int64_t ldw, const nf_operand *dy, const nf_operand *x,
-                             int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, void *scratch);
+                             int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, int add, void *scratch);
 
 /* row (in,) = W[index] as float32. */
 void nf_linear_row(const nf_linear *l, float *row, int64_t index);

@@ -13,6 +13,7 @@ enum { PIECE = 1 << 16 }; /* values of one task; a function of nothing, so the c
 typedef struct job {
     const nf_kernels *kernels;
     float *p, *m, *v;
+    uint16_t *rounded;
     const float *g;
     int64_t n;
     float lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale;
@@ -24,15 +25,17 @@ static void adamw_piece(void *context, int64_t index, int worker) {
     (void)worker;
     j->kernels->adamw(j->p + at, j->g + at, j->m + at, j->v + at, n, j->lr, j->beta1, j->beta2, j->eps, j->weight_decay,
                       j->correction1, j->correction2, j->grad_scale);
+    if (j->rounded) j->kernels->to_bf16(j->rounded + at, j->p + at, n);
 }
 
-nf_status nf_adamw(float *p, const float *g, float *m, float *v, int64_t n, int64_t t, double lr, double beta1, double beta2,
-                   double eps, double weight_decay, double grad_scale, int threads) {
+nf_status nf_adamw(float *p, uint16_t *rounded, const float *g, float *m, float *v, int64_t n, int64_t t, double lr,
+                   double beta1, double beta2, double eps, double weight_decay, double grad_scale, int threads) {
     if (t < 1) return nf_fail(NF_ERR_ARGUMENT, "step %lld: the first step is 1", (long long)t);
     job j = {nf_kernels_for(nf_cpu_isa()),
              p,
              m,
              v,
+             rounded,
              g,
              n,
              (float)lr,

@@ -52,6 +52,8 @@ typedef struct nf_kernels {
        correction1 = 1 - beta1^t, correction2 = 1 - beta2^t. */
     void (*adamw)(float *p, const float *g, float *m, float *v, int64_t n, float lr, float beta1, float beta2, float eps,
                   float weight_decay, float correction1, float correction2, float grad_scale);
+    /* out = x rounded to bf16, to nearest even, n values; NaN stays NaN. */
+    void (*to_bf16)(uint16_t *out, const float *x, int64_t n);
 } nf_kernels;
 
 /* The kernels compiled for `isa`; the caller makes sure that the machine can run them. */

@@ -339,6 +339,15 @@ NF_KERNEL void NF_NAME(adamw)(float *p, const float *g, float *m, float *v, int6
     }
 }
 
+NF_KERNEL void NF_NAME(to_bf16)(uint16_t *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
+        out[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+    }
+}
+
 static const nf_kernels NF_NAME(table) = {
     .rmsnorm_forward = NF_NAME(rmsnorm_forward),
     .rmsnorm_backward = NF_NAME(rmsnorm_backward),
@@ -355,6 +364,7 @@ static const nf_kernels NF_NAME(table) = {
     .low_rank = NF_NAME(low_rank),
     .low_rank_gradient = NF_NAME(low_rank_gradient),
     .adamw = NF_NAME(adamw),
+    .to_bf16 = NF_NAME(to_bf16),
 };
 
 #undef vf

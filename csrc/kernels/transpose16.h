@@ -6,7 +6,7 @@
 #include <immintrin.h>
 
 /* In place: 16 vectors of 16 units become their transpose. */
-NF_INLINE void transpose(__m512i r[16]) {
+NF_INLINE void transpose16(__m512i r[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);

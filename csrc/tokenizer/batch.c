@@ -242,7 +242,7 @@ static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int thre
             status = NF_ERR_MEMORY;
             break;
         }
-        w->ids.size = w->queued = 0;
+        w->ids.size = w->queued = w->done = 0;
         w->status = NF_OK;
     }
     if (status == NF_OK) status = run_plan(out, p, texts, threads);

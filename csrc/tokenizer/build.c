@@ -10,6 +10,8 @@ typedef struct build {
     nf_bytes found;   /* the pairs, one after the other */
     nf_words ids;     /* scratch: symbols of a piece */
     nf_bytes kept;    /* the pairs that happen */
+    nf_pairs ways;    /* the trie of nf_merges, before its size is known */
+    int64_t steps;    /* symbols of all pieces that merging makes */
     uint8_t *reached; /* by piece: text alone becomes it */
 } build;
 
@@ -111,10 +113,111 @@ static nf_status keep_pairs(build *b) {
         if (size == 0 || (s->ranks && !s->used[i])) continue;
         NF_TRY(split_piece(b, text, size));
         if (b->ids.size == 0) continue;
+        const int64_t symbols = b->ids.size;
         nf_pair last = merge_piece(b);
         if (b->ids.size != 1 || b->ids.at[0] != (uint32_t)i) continue;
         b->reached[i] = 1;
-        if (last.left != NF_NO_ID) NF_TRY(nf_bytes_append(&b->kept, &last, sizeof last));
+        if (last.left == NF_NO_ID) continue;
+        NF_TRY(nf_bytes_append(&b->kept, &last, sizeof last));
+        b->steps += symbols;
+    }
+    return NF_OK;
+}
+
+/* Symbols: the pieces, and the characters that are none. */
+static int64_t symbol_count(const nf_tokenizer *t) { return t->spec.pieces.count + t->marked.loose.size; }
+
+/* A merge must not make what a byte is already. */
+static nf_status check_bytes(const build *b, const nf_merges *merges) {
+    const nf_token_spec *s = &b->t->spec;
+    for (int i = 0; s->model == NF_TOKENS_BYTES && i < 256; i++)
+        if (s->byte_ids[i] >= 0 && merges->made[s->byte_ids[i]].when > 0)
+            return nf_fail(NF_ERR_ARGUMENT, "byte 0x%02X has the id %d of a longer piece", i, s->byte_ids[i]);
+    return NF_OK;
+}
+
+static nf_status add_merges(const build *b, nf_merges *merges) {
+    const int64_t count = b->kept.size / (int64_t)sizeof(nf_pair);
+    NF_TRY(nf_merges_new(merges, count, symbol_count(b->t)));
+    for (int64_t i = 0; i < count; i++) {
+        nf_pair pair;
+        memcpy(&pair, b->kept.at + i * (int64_t)sizeof pair, sizeof pair);
+        nf_merges_add(merges, pair);
+    }
+    return check_bytes(b, merges);
+}
+
+/* Pieces in which each merge ranks above those that make its parts; others are rare. Round by round, as a piece may come before
+   its parts; a round that finds nothing is the last. */
+static void find_ordered(nf_merges *merges, int64_t count) {
+    for (int changed = 1; changed;) {
+        changed = 0;
+        for (int64_t i = 0; i < count; i++) {
+            nf_made *m = &merges->made[i];
+            if (m->when == 0 || !m->ordered) continue;
+            const nf_made *left = &merges->made[m->left], *right = &merges->made[m->right];
+            m->ordered = left->ordered && right->ordered && left->when < m->when && right->when < m->when;
+            changed |= !m->ordered;
+        }
+    }
+}
+
+/* The way of piece i, whose symbols are b->ids, into `edges`; new nodes are counted in *nodes. */
+static void add_way(build *b, nf_pairs *edges, uint32_t i, uint32_t *nodes) {
+    const nf_words *ids = &b->ids;
+    for (int64_t k = 1, node = ids->at[0]; k < ids->size; k++) {
+        const nf_pair *edge = nf_pairs_find(edges, (uint32_t)node, ids->at[k]);
+        nf_pair changed = edge ? *edge : (nf_pair){(uint32_t)node, ids->at[k], NF_NO_ID, (*nodes)++};
+        if (k + 1 == ids->size) changed.rank = i;
+        if (!edge || k + 1 == ids->size) nf_pairs_add(edges, changed);
+        node = changed.id;
+    }
+}
+
+/* The same edges in a table of their own size. */
+static nf_status copy_edges(nf_pairs *out, const nf_pairs *edges, int64_t count) {
+    NF_TRY(nf_pairs_new(out, count));
+    for (uint64_t i = 0; i <= edges->mask; i++)
+        if (edges->slots[i].left != NF_NO_ID) nf_pairs_add(out, edges->slots[i]);
+    return NF_OK;
+}
+
+/* Length and next shorter token of piece i, whose symbols are b->ids. */
+static void measure(build *b, nf_merges *merges, uint32_t i) {
+    const nf_words *ids = &b->ids;
+    uint32_t node = ids->at[0], shorter = node;
+    for (int64_t k = 1; k + 1 < ids->size; k++) {
+        const nf_pair *edge = nf_pairs_find(&merges->edges, node, ids->at[k]);
+        node = edge->id;
+        if (edge->rank != NF_NO_ID) shorter = edge->rank;
+    }
+    merges->made[i].length = (uint32_t)ids->size;
+    merges->made[i].shorter = shorter;
+}
+
+/* Whether piece i is made by a merge; then its symbols are put into b->ids. */
+static nf_status split_made(build *b, const nf_merges *merges, int64_t i, int *made) {
+    int64_t size;
+    *made = merges->made[i].when > 0;
+    if (!*made) return NF_OK;
+    const uint8_t *text = nf_text_at(&b->t->spec.pieces, i, &size);
+    return split_piece(b, text, size);
+}
+
+static nf_status add_tokens(build *b, nf_merges *merges) {
+    const nf_token_spec *s = &b->t->spec;
+    uint32_t nodes = (uint32_t)symbol_count(b->t);
+    int made;
+    NF_TRY(nf_pairs_new(&b->ways, b->steps));
+    for (int64_t i = 0; i < s->pieces.count; i++) {
+        NF_TRY(split_made(b, merges, i, &made));
+        if (made) add_way(b, &b->ways, (uint32_t)i, &nodes);
+    }
+    find_ordered(merges, s->pieces.count);
+    NF_TRY(copy_edges(&merges->edges, &b->ways, nodes - symbol_count(b->t)));
+    for (int64_t i = 0; i < s->pieces.count; i++) {
+        NF_TRY(split_made(b, merges, i, &made));
+        if (made) measure(b, merges, (uint32_t)i);
     }
     return NF_OK;
 }
@@ -126,13 +229,8 @@ static nf_status fill(nf_tokenizer *t, build *b) {
     b->reached = calloc((size_t)s->pieces.count + 1, 1);
     if (!b->reached) return nf_fail(NF_ERR_MEMORY, "no memory for %lld pieces", (long long)s->pieces.count);
     NF_TRY(keep_pairs(b));
-    const int64_t count = b->kept.size / (int64_t)sizeof(nf_pair);
-    NF_TRY(nf_merges_new(&t->merges, count, s->pieces.count));
-    for (int64_t i = 0; i < count; i++) {
-        nf_pair pair;
-        memcpy(&pair, b->kept.at + i * (int64_t)sizeof pair, sizeof pair);
-        nf_merges_add(&t->merges, pair);
-    }
+    NF_TRY(add_merges(b, &t->merges));
+    NF_TRY(add_tokens(b, &t->merges));
     if (s->model != NF_TOKENS_BYTES) return NF_OK;
     NF_TRY(nf_pieces_new(&t->whole, s->pieces.at, s->pieces.ends, s->pieces.count));
     for (int64_t i = 0; i < s->pieces.count; i++) {
@@ -148,6 +246,7 @@ nf_status nf_build_merges(nf_tokenizer *t) {
     nf_status status = fill(t, &b);
     nf_pieces_free(&b.pieces);
     nf_pairs_free(&b.pairs);
+    nf_pairs_free(&b.ways);
     nf_bytes_free(&b.found);
     nf_bytes_free(&b.kept);
     nf_words_free(&b.ids);

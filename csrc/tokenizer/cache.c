@@ -43,16 +43,60 @@ const uint32_t *nf_cache_find_long(const nf_cache *cache, const uint8_t *p, int6
     return (const uint32_t *)(const void *)ids;
 }
 
-void nf_cache_put_long(nf_cache *cache, uint64_t hash, const uint8_t *p, int64_t size, const uint32_t *ids, int64_t count) {
-    if (size > NF_CACHE_LONG || count > NF_CACHE_LONG) return;
-    uint32_t wanted = (uint32_t)(4 * count + (size + 3) / 4 * 4);
-    if (cache->used + wanted > NF_CACHE_ARENA) {
+/* Room for `bytes` in the arena. */
+static uint32_t take(nf_cache *cache, uint32_t bytes) {
+    if (cache->used + bytes > NF_CACHE_ARENA) {
         cache->used = 0;
         cache->epoch++;
     }
+    cache->used += bytes;
+    return cache->used - bytes;
+}
+
+void nf_cache_put_long(nf_cache *cache, uint64_t hash, const uint8_t *p, int64_t size, const uint32_t *ids, int64_t count) {
+    if (size > NF_CACHE_LONG || count > NF_CACHE_LONG) return;
+    const uint32_t at = take(cache, (uint32_t)(4 * count + (size + 3) / 4 * 4));
     struct nf_cached_long *slot = &cache->longer[hash & ((1u << NF_CACHE_LONG_BITS) - 1)];
-    *slot = (struct nf_cached_long){hash, cache->used, cache->epoch, (uint16_t)size, (uint16_t)count};
-    memcpy(cache->arena + cache->used, ids, (size_t)count * sizeof *ids);
-    memcpy(cache->arena + cache->used + 4 * count, p, (size_t)size);
-    cache->used += wanted;
+    *slot = (struct nf_cached_long){hash, at, cache->epoch, (uint16_t)size, (uint16_t)count};
+    memcpy(cache->arena + at, ids, (size_t)count * sizeof *ids);
+    memcpy(cache->arena + at + 4 * count, p, (size_t)size);
+}
+
+static nf_cached *other_bucket(const nf_cache *cache, const nf_word_key *key) {
+    return cache->buckets[nf_mix(key->low, key->high) >> NF_CACHE_BITS & ((1u << NF_CACHE_BITS) - 1)];
+}
+
+static int holds(const nf_cached *slot, const nf_word_key *key) { return slot->low == key->low && slot->high == key->high; }
+
+const nf_cached *nf_cache_find_other(const nf_cache *cache, const nf_word_key *key) {
+    const nf_cached *bucket = other_bucket(cache, key);
+    return holds(&bucket[0], key) ? &bucket[0] : holds(&bucket[1], key) ? &bucket[1] : NULL;
+}
+
+/* The slot of a word, a free one, or the one whose word has to go. */
+static nf_cached *slot_for(nf_cache *cache, const nf_word_key *key) {
+    nf_cached *first = nf_cache_bucket(cache, key), *other = other_bucket(cache, key);
+    nf_cached *const slots[] = {&first[0], &first[1], &other[0], &other[1]};
+    for (int i = 0; i < 4; i++)
+        if (holds(slots[i], key)) return slots[i];
+    for (int i = 0; i < 4; i++)
+        if (slots[i]->high == 0) return slots[i];
+    first[1] = first[0];
+    return &first[0];
+}
+
+void nf_cache_put(nf_cache *cache, nf_word_key key, const uint32_t *ids, int64_t count) {
+    if (count < 1) return;
+    nf_cached *slot = slot_for(cache, &key);
+    *slot = (nf_cached){key.low, key.high, {0}};
+    if (count <= NF_CACHE_IDS) {
+        memcpy(slot->ids, ids, (size_t)count * sizeof *ids);
+        slot->ids[0] |= (uint32_t)count << 24;
+        return;
+    }
+    const uint32_t at = take(cache, (uint32_t)(4 * count));
+    memcpy(cache->arena + at, ids, (size_t)count * sizeof *ids);
+    slot->ids[0] = NF_CACHE_MANY << 24 | (uint32_t)count;
+    slot->ids[1] = at;
+    slot->ids[2] = cache->epoch;
 }

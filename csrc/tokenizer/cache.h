@@ -2,7 +2,7 @@
 /* Words that were encoded before and their ids; one per thread at a time, of bounded size.
 
    Short words lie in the table itself, two to a cache line, so that a hit costs one line and one store of 16 bytes.
-   Longer ones lie in an arena that is emptied when it is full. */
+   Longer ones, and the ids of those that have many, lie in an arena that is emptied when it is full. */
 #ifndef NF_TOKENIZER_CACHE_H
 #define NF_TOKENIZER_CACHE_H
 
@@ -20,10 +20,12 @@ enum {
     NF_CACHE_ARENA = 1 << 24
 };
 #define NF_CACHE_ID_MASK 0xFFFFFFu /* the count stands above the first id */
+#define NF_CACHE_MANY 0xFFu
 
 typedef struct nf_cached {
     uint64_t low, high;         /* the bytes; the last is their number, 0 in a free slot */
-    uint32_t ids[NF_CACHE_IDS]; /* the number of ids is in the highest byte of the first */
+    uint32_t ids[NF_CACHE_IDS]; /* the number of ids is in the highest byte of the first; NF_CACHE_MANY there: ids[0] has the
+                                   number, and they lie in the arena at ids[1], since epoch ids[2] */
 } nf_cached;
 
 /* What a short word is found by: its bytes, and their number in the highest. */
@@ -74,17 +76,21 @@ static inline nf_word_key nf_cache_key(const uint8_t *p, int64_t size, int64_t r
     return key;
 }
 
+/* The two slots where a short word is looked for first. */
 static inline nf_cached *nf_cache_bucket(const nf_cache *cache, const nf_word_key *key) {
     return cache->buckets[nf_mix(key->low, key->high) & ((1u << NF_CACHE_BITS) - 1)];
 }
 
-/* Keep a short word; the newer of two in a bucket is the first. */
-static inline void nf_cache_put(nf_cached *bucket, nf_word_key key, const uint32_t *ids, int64_t count) {
-    if (count < 1 || count > NF_CACHE_IDS) return;
-    bucket[1] = bucket[0];
-    bucket[0] = (nf_cached){key.low, key.high, {0}};
-    memcpy(bucket[0].ids, ids, (size_t)count * sizeof *ids);
-    bucket[0].ids[0] |= (uint32_t)count << 24;
+/* The slot of a word that is not in its bucket, but in the other one that it may lie in; or NULL. */
+const nf_cached *nf_cache_find_other(const nf_cache *cache, const nf_word_key *key);
+
+/* Keep a short word. Where both buckets are full, it goes to the first one. */
+void nf_cache_put(nf_cache *cache, nf_word_key key, const uint32_t *ids, int64_t count);
+
+/* The ids and their number of a slot with NF_CACHE_MANY; NULL if the arena was emptied since. */
+static inline const uint32_t *nf_cache_many(const nf_cache *cache, const nf_cached *slot, int64_t *count) {
+    *count = slot->ids[0] & NF_CACHE_ID_MASK;
+    return slot->ids[2] == cache->epoch ? (const uint32_t *)(const void *)(cache->arena + slot->ids[1]) : NULL;
 }
 
 /* The ids of a longer word and their number, or NULL; *hash is for nf_cache_put_long. */

@@ -2,12 +2,7 @@
 /* The way of a stretch of text: normal form, words, ids. This is where the time goes; see "The tokenizer" in
    docs/architecture.md for what makes it fast. */
 #include "handle.h"
-
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
-
-#define EACH_BYTE 0x0101010101010101u
+#include "starts.h"
 
 /* -------- one word -------- */
 
@@ -15,17 +10,6 @@ static nf_status append_ids(nf_token_worker *w, const uint32_t *ids, int64_t cou
     NF_TRY(nf_words_reserve(&w->ids, count));
     memcpy(w->ids.at + w->ids.size, ids, (size_t)count * sizeof *ids);
     w->ids.size += count;
-    return NF_OK;
-}
-
-/* The symbols of a word: bytes. */
-static nf_status byte_symbols(nf_words *out, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
-    NF_TRY(nf_words_reserve(out, size));
-    for (int64_t i = 0; i < size; i++) {
-        int32_t id = t->spec.byte_ids[p[i]];
-        if (id < 0) return nf_fail(NF_ERR_ARGUMENT, "the vocabulary has no token for byte 0x%02X", p[i]);
-        out->at[out->size++] = (uint32_t)id;
-    }
     return NF_OK;
 }
 
@@ -65,25 +49,29 @@ static nf_status append_symbol(nf_token_worker *w, const nf_tokenizer *t, uint32
     return nf_words_push(&w->ids, symbol);
 }
 
-/* Merge a word that is not in the cache. */
-static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
-    if (t->spec.model == NF_TOKENS_BYTES) {
-        uint32_t whole = nf_pieces_find(&t->whole, p, size);
-        if (whole != NF_NO_ID) return nf_words_push(&w->ids, whole);
-    }
-    nf_words *symbols = &w->merger.symbols;
-    symbols->size = 0;
-    if (t->spec.model == NF_TOKENS_BYTES)
-        NF_TRY(byte_symbols(symbols, t, p, size));
-    else
-        NF_TRY(character_symbols(symbols, t, p, size));
-    NF_TRY(nf_merge(&w->merger, &t->merges));
-    if (t->spec.model == NF_TOKENS_BYTES || t->marked.loose.size == 0) {
-        w->after_unknown = 0;
-        return append_ids(w, symbols->at, symbols->size);
-    }
-    for (int64_t i = 0; i < symbols->size; i++) NF_TRY(append_symbol(w, t, symbols->at[i]));
+/* Merge a word of bytes that is not in the cache. */
+static nf_status merge_bytes(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    uint32_t whole = nf_pieces_find(&t->whole, p, size);
+    w->after_unknown = 0;
+    if (whole != NF_NO_ID) return nf_words_push(&w->ids, whole);
+    for (int64_t i = 0; t->lacks_bytes && i < size; i++)
+        if (t->spec.byte_ids[p[i]] < 0) return nf_fail(NF_ERR_ARGUMENT, "the vocabulary has no token for byte 0x%02X", p[i]);
+    return nf_merge(&w->ids, &w->merger, &t->merges, (nf_symbols){p, (const uint32_t *)t->spec.byte_ids, size});
+}
+
+/* Merge a word of characters that is not in the cache. */
+static nf_status merge_characters(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    nf_words *symbols = &w->symbols, *merged = t->marked.loose.size ? &w->cut : &w->ids;
+    symbols->size = w->cut.size = 0;
+    NF_TRY(character_symbols(symbols, t, p, size));
+    w->after_unknown &= t->marked.loose.size > 0;
+    NF_TRY(nf_merge(merged, &w->merger, &t->merges, (nf_symbols){NULL, symbols->at, symbols->size}));
+    for (int64_t i = 0; i < w->cut.size; i++) NF_TRY(append_symbol(w, t, w->cut.at[i]));
     return NF_OK;
+}
+
+static nf_status merge_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
+    return t->spec.model == NF_TOKENS_BYTES ? merge_bytes(w, t, p, size) : merge_characters(w, t, p, size);
 }
 
 /* Whether the ids of a word depend on its bytes alone; not where it may begin or end with an unknown id that melts. */
@@ -100,131 +88,83 @@ static nf_status encode_long(nf_token_worker *w, const nf_tokenizer *t, const ui
     if (ids) return append_ids(w, ids, count);
     int64_t before = w->ids.size;
     NF_TRY(merge_word(w, t, p, size));
-    if (size > NF_CACHE_BYTES || w->ids.size - before > NF_CACHE_IDS)
-        nf_cache_put_long(&w->cache, hash, p, size, w->ids.at + before, w->ids.size - before);
+    nf_cache_put_long(&w->cache, hash, p, size, w->ids.at + before, w->ids.size - before);
     return NF_OK;
 }
 
-/* A short word that is not in its bucket; one of many ids lies with the long words. */
-static nf_status encode_new(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word) {
+/* A short word with many ids, or one that is not in its bucket. */
+static nf_status encode_rare(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word, const nf_cached *slot) {
+    if (!slot) slot = nf_cache_find_other(&w->cache, &word->key);
+    if (slot) {
+        int64_t count = slot->ids[0] >> 24;
+        w->after_unknown = 0;
+        if (count == NF_CACHE_MANY) {
+            const uint32_t *many = nf_cache_many(&w->cache, slot, &count);
+            if (many) return append_ids(w, many, count);
+        } else {
+            NF_TRY(append_ids(w, slot->ids, count));
+            w->ids.at[w->ids.size - count] &= NF_CACHE_ID_MASK;
+            return NF_OK;
+        }
+    }
     int64_t before = w->ids.size;
-    NF_TRY(encode_long(w, t, word->p, word->size));
-    if (may_keep(t)) nf_cache_put(word->bucket, word->key, w->ids.at + before, w->ids.size - before);
-    return nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS);
-}
-
-/* Append the ids of a short word. */
-static inline nf_status encode_short(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word) {
-    const nf_word_key *key = &word->key;
-    const nf_cached *bucket = word->bucket;
-    uint64_t first = (bucket[0].low ^ key->low) | (bucket[0].high ^ key->high);
-    uint64_t second = (bucket[1].low ^ key->low) | (bucket[1].high ^ key->high);
-    if (first && second) return encode_new(w, t, word);
-    const nf_cached *hit = &bucket[first != 0];
-    uint32_t *out = w->ids.at + w->ids.size;
-    memcpy(out, hit->ids, sizeof hit->ids);
-    w->ids.size += hit->ids[0] >> 24;
-    out[0] &= NF_CACHE_ID_MASK;
-    w->after_unknown = 0;
+    NF_TRY(merge_word(w, t, word->p, (int64_t)(word->key.high >> 56)));
+    if (may_keep(t)) nf_cache_put(&w->cache, word->key, w->ids.at + before, w->ids.size - before);
     return NF_OK;
 }
 
-/* Append what waits. */
-static nf_status flush(nf_token_worker *w, const nf_tokenizer *t) {
-    const int count = w->queued;
-    w->queued = 0;
+/* Append the ids of `count` words of the queue. */
+static nf_status encode_waiting(nf_token_worker *w, const nf_tokenizer *t, unsigned count) {
     NF_TRY(nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS));
-    for (int i = 0; i < count; i++) NF_TRY(encode_short(w, t, &w->queue[i]));
+    uint32_t *out = w->ids.at + w->ids.size;
+    for (const unsigned end = w->done + count; w->done != end; w->done++) {
+        const nf_waiting *word = &w->queue[w->done % NF_WAITING];
+        const nf_cached *slot = word->bucket;
+        const uint64_t low = word->key.low, high = word->key.high;
+        const uint64_t first = (slot[0].low ^ low) | (slot[0].high ^ high),
+                       second = (slot[1].low ^ low) | (slot[1].high ^ high);
+        slot += first != 0;
+        const uint32_t number = slot->ids[0] >> 24;
+        if ((first && second) || number == NF_CACHE_MANY) {
+            w->ids.size = out - w->ids.at;
+            NF_TRY(encode_rare(w, t, word, first && second ? NULL : slot));
+            NF_TRY(nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS));
+            out = w->ids.at + w->ids.size;
+            continue;
+        }
+        memcpy(out, slot->ids, sizeof slot->ids);
+        out[0] &= NF_CACHE_ID_MASK;
+        out += number;
+        w->after_unknown = 0;
+    }
+    w->ids.size = out - w->ids.at;
     return NF_OK;
 }
 
-/* Let a short word wait in the queue; `p` stays readable until it is its turn. */
-static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size, nf_word_key key) {
-    nf_waiting *word = &w->queue[w->queued];
+static nf_status flush(nf_token_worker *w, const nf_tokenizer *t) { return encode_waiting(w, t, w->queued - w->done); }
+
+/* Let a short word wait in the queue; `p` stays readable until it is its turn. Half of the queue goes on waiting when the other
+   half is encoded: the buckets of the last words are still on their way. */
+static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, nf_word_key key) {
+    nf_waiting *word = &w->queue[w->queued++ % NF_WAITING];
     word->p = p;
-    word->size = size;
     word->key = key;
     word->bucket = nf_cache_bucket(&w->cache, &key);
     __builtin_prefetch(word->bucket);
-    return ++w->queued == NF_WAITING ? flush(w, t) : NF_OK;
+    return w->queued - w->done == NF_WAITING ? encode_waiting(w, t, NF_WAITING / 2) : NF_OK;
 }
 
 /* Append the ids of one word, later if it is short; `readable` bytes may be read from p on. */
 static inline nf_status encode_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size,
                                     int64_t readable) {
-    if (size <= NF_CACHE_BYTES) return queue_word(w, t, p, size, nf_cache_key(p, size, readable));
+    if (size <= NF_CACHE_BYTES) return queue_word(w, t, p, nf_cache_key(p, size, readable));
     NF_TRY(flush(w, t));
     return encode_long(w, t, p, size);
 }
 
 /* -------- bytes: words by rules -------- */
 
-/* The highest bit of each byte that is an ASCII letter. */
-static inline uint64_t ascii_letters(uint64_t v) {
-    uint64_t x = (v | EACH_BYTE * 0x20) & EACH_BYTE * 0x7F;
-    return (x + EACH_BYTE * (0x80 - 'a')) & ~(x + EACH_BYTE * (0x7F - 'z')) & ~v & EACH_BYTE * 0x80;
-}
-
-static inline int is_letter(uint8_t c) { return (unsigned)((c | 32) - 'a') < 26; }
-
-/* Bit i: byte i of the 16 at p is an ASCII letter. */
-static inline unsigned letter_bits(const uint8_t *p) {
-#ifdef __SSE2__
-    __m128i v = _mm_or_si128(_mm_loadu_si128((const __m128i *)(const void *)p), _mm_set1_epi8(0x20));
-    v = _mm_sub_epi8(v, _mm_set1_epi8('a'));
-    return (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(25)), v));
-#else
-    unsigned bits = 0;
-    for (int half = 0; half < 2; half++) {
-        uint64_t v;
-        memcpy(&v, p + 8 * half, 8);
-        /* the high bits of `are`, gathered in the highest byte by a product */
-        uint64_t are = ascii_letters(v) >> 7;
-        bits |= (unsigned)(are * 0x0102040810204080u >> 56) << 8 * half;
-    }
-    return bits;
-#endif
-}
-
-enum { SIGN = 1, DIGIT = 2, BREAK = 4 };
-
-/* ASCII characters by what the rules do with them: signs but ' and space, digits, line breaks. */
-static inline unsigned ascii_class(uint8_t c) {
-    if (c == '\n') return BREAK;
-    if (c <= ' ' || c >= 0x7F || c == '\'') return 0;
-    return is_letter(c) ? 0 : (unsigned)(c - '0') < 10 ? DIGIT : SIGN;
-}
-
-/* As nf_word_end where the word and what follows are ASCII and of the simplest kinds; at least 2 bytes can be read. */
-static inline const uint8_t *word_end(nf_rule rule, const uint8_t *p, const uint8_t *end) {
-    unsigned class = ascii_class(p[0]), next = p[1];
-    if (class == SIGN && next == ' ') return p + 1;
-    if (rule != NF_RULE_GPT2 && class == BREAK && next > ' ' && next < 0x80) return p + 1;
-    if (rule == NF_RULE_QWEN2 && class == DIGIT) return p + 1;
-    if (rule == NF_RULE_LLAMA3 && class == DIGIT && end - p >= 4) {
-        if (ascii_class(p[1]) != DIGIT) return next < 0x80 ? p + 1 : nf_word_end(rule, p, end);
-        if (ascii_class(p[2]) != DIGIT) return p[2] < 0x80 ? p + 2 : nf_word_end(rule, p, end);
-        return p + 3;
-    }
-    return nf_word_end(rule, p, end);
-}
-
-/* The common word, a space perhaps and ASCII letters, is found and read with one load of 16 bytes. */
-static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p,
-                                        const uint8_t *end) {
-    while (end - p > 16) {
-        const unsigned lead = *p == ' ';
-        const unsigned rest = ~(letter_bits(p) >> lead); /* never 0: beyond the 16 bytes nothing counts as a letter */
-        const unsigned size = lead + (unsigned)__builtin_ctz(rest);
-        const uint8_t *stop = p + size;
-        if (size > lead && size <= NF_CACHE_BYTES && *stop < 0x80) {
-            NF_TRY(queue_word(w, t, p, size, nf_cache_key(p, size, 16)));
-        } else {
-            stop = size > NF_CACHE_BYTES ? nf_word_end(rule, p, end) : word_end(rule, p, end);
-            NF_TRY(encode_word(w, t, p, stop - p, end - p));
-        }
-        p = stop;
-    }
+static nf_status encode_rest(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p, const uint8_t *end) {
     while (p < end) {
         const uint8_t *stop = nf_word_end(rule, p, end);
         NF_TRY(encode_word(w, t, p, stop - p, end - p));
@@ -233,13 +173,25 @@ static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *
     return flush(w, t);
 }
 
-static nf_status encode_words_slowly(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
-    while (p < end) {
-        const uint8_t *stop = nf_word_end(t->rule, p, end);
-        NF_TRY(encode_word(w, t, p, stop - p, end - p));
-        p = stop;
+/* The words of a stretch: those that begin in 64 bytes of plain text at once, others one by one. */
+static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p,
+                                        const uint8_t *end) {
+    while (end - p >= 80) {
+        uint64_t starts = p[*p == ' '] < 0x80 ? nf_word_starts(rule, p) >> 1 : 0;
+        if (starts == 0) {
+            const uint8_t *stop = nf_word_end(rule, p, end);
+            NF_TRY(encode_word(w, t, p, stop - p, end - p));
+            p = stop;
+            continue;
+        }
+        const uint8_t *base = p + 1;
+        for (; starts; starts &= starts - 1) {
+            const uint8_t *stop = base + __builtin_ctzll(starts);
+            NF_TRY(encode_word(w, t, p, stop - p, 16));
+            p = stop;
+        }
     }
-    return flush(w, t);
+    return encode_rest(w, t, rule, p, end);
 }
 
 static nf_status encode_words(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {
@@ -251,7 +203,7 @@ static nf_status encode_words(nf_token_worker *w, const nf_tokenizer *t, const u
     case NF_RULE_QWEN2:
         return encode_words_by(w, t, NF_RULE_QWEN2, p, end);
     default:
-        return encode_words_slowly(w, t, p, end);
+        return encode_rest(w, t, t->rule, p, end);
     }
 }
 
@@ -321,7 +273,7 @@ static nf_status encode_marked(nf_token_worker *w, const nf_tokenizer *t, const 
         if (symbol != NF_NO_ID && next - p > (code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4)) {
             NF_TRY(encode_word(w, t, p, next - p, end - p));
         } else {
-            if (w->queued) NF_TRY(flush(w, t));
+            if (w->queued != w->done) NF_TRY(flush(w, t));
             NF_TRY(symbol == NF_NO_ID ? append_unknown(w, t, code) : append_symbol(w, t, symbol));
         }
         p = next;
@@ -400,6 +352,8 @@ nf_status nf_encode_stretch(nf_token_worker *w, const nf_tokenizer *t, const uin
 }
 
 /* -------- where a text may be cut -------- */
+
+static inline int is_letter(uint8_t c) { return (unsigned)((c | 32) - 'a') < 26; }
 
 /* An ASCII letter, a space and an ASCII letter: no rule joins the first two, no normal form changes them. Where the symbols
    are characters, a letter and a space must stand side by side in no piece. */

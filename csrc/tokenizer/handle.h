@@ -17,25 +17,25 @@
 
 /* A short word whose bucket is on its way from memory. */
 typedef struct nf_waiting {
+    nf_word_key key; /* with its size */
     const uint8_t *p;
-    int64_t size;
-    nf_word_key key;
-    nf_cached *bucket;
+    const nf_cached *bucket;
 } nf_waiting;
 
-enum { NF_WAITING = 16 };
+enum { NF_WAITING = 32 }; /* a power of two */
 
 typedef struct nf_token_worker {
     struct nf_token_worker *next; /* idle ones */
     nf_cache cache;
     nf_merger merger;
     nf_lattice lattice;
-    nf_words ids;      /* what was encoded */
-    nf_words cut;      /* pieces of a unigram cut */
-    nf_bytes normal;   /* a block in its normal form */
-    nf_bytes prefixed; /* a word or block with a space in front */
-    nf_waiting queue[NF_WAITING];
-    int queued;
+    nf_words ids;                 /* what was encoded */
+    nf_words cut;                 /* pieces of a unigram cut, or of a word with characters that are no piece */
+    nf_words symbols;             /* characters of a word */
+    nf_bytes normal;              /* a block in its normal form */
+    nf_bytes prefixed;            /* a word or block with a space in front */
+    nf_waiting queue[NF_WAITING]; /* a ring: numbers done to queued - 1 */
+    unsigned queued, done;
     int after_unknown; /* the last id is the unknown one, and another would melt into it */
     nf_status status;
     char message[256];
@@ -52,8 +52,9 @@ struct nf_tokenizer {
     nf_matcher kept;        /* user-defined pieces */
     nf_matcher found[2][2]; /* added tokens: [special too][normalized] */
     nf_spaces spaces;
-    nf_rule rule; /* the last one, which makes the words */
-    int may_cut;  /* a long text may go through in blocks, see nf_encode_cut */
+    nf_rule rule;    /* the last one, which makes the words */
+    int lacks_bytes; /* some bytes have no id */
+    int may_cut;     /* a long text may go through in blocks, see nf_encode_cut */
     pthread_mutex_t lock;
     nf_token_worker *idle;
 };

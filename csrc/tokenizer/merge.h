@@ -6,15 +6,27 @@
 #include "buffer.h"
 #include "pieces.h"
 
-/* Scratch of one thread, reused from word to word. All zero is a fresh one. */
+/* A word as symbols: number i is symbols[i], or symbols[text[i]] where the symbols are bytes. */
+typedef struct nf_symbols {
+    const uint8_t *text; /* NULL: symbols[i] */
+    const uint32_t *symbols;
+    int64_t count;
+} nf_symbols;
+
+enum { NF_VERDICT_BITS = 10 };
+
+/* Scratch of one thread, reused from word to word; of one table of merges. All zero is a fresh one. */
 typedef struct nf_merger {
-    nf_words symbols; /* the word: filled by the caller, merged in place */
-    nf_words starts, scratch, kept;
+    nf_words dead;                           /* bits of places that lead nowhere */
+    nf_words plain;                          /* two neighbours that are merged by definition */
+    uint64_t verdicts[1 << NF_VERDICT_BITS]; /* what came out: left << 23 | right << 2 | same << 1 | 1 */
 } nf_merger;
 
 void nf_merger_free(nf_merger *merger);
 
-/* Merge merger->symbols until no pair is known. Time is linear in the length, as a long word goes through in windows. */
-nf_status nf_merge(nf_merger *merger, const nf_merges *merges);
+/* Append to `out` what merging the word until no pair is known gives. Time is linear in the length, and memory beside `out` is
+   an eighth of a byte for each symbol.
+   NF_ERR_STATE: a symbol that `merges` does not have. */
+nf_status nf_merge(nf_words *out, nf_merger *merger, const nf_merges *merges, nf_symbols word);
 
 #endif

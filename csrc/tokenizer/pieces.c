@@ -94,9 +94,9 @@ nf_status nf_merges_new(nf_merges *out, int64_t count, int64_t symbols) {
     uint64_t slots = slots_for(count, &bits);
     out->slots = nf_table_new((int64_t)(slots * sizeof *out->slots));
     out->filter = calloc((size_t)1 << (NF_FILTER_BITS - 6), sizeof *out->filter);
-    out->ranks = calloc((size_t)symbols + 1, sizeof *out->ranks);
-    if (!out->slots || !out->filter || !out->ranks)
-        return nf_fail(NF_ERR_MEMORY, "no memory for %lld merges", (long long)count);
+    out->made = malloc((size_t)(symbols + 1) * sizeof *out->made);
+    if (!out->slots || !out->filter || !out->made) return nf_fail(NF_ERR_MEMORY, "no memory for %lld merges", (long long)count);
+    for (int64_t i = 0; i < symbols; i++) out->made[i] = (nf_made){0, NF_NO_ID, NF_NO_ID, NF_NO_ID, 1, 1};
     memset(out->slots, 0xFF, slots * sizeof *out->slots);
     out->mask = slots - 1;
     out->shift = 64 - bits;
@@ -106,7 +106,8 @@ nf_status nf_merges_new(nf_merges *out, int64_t count, int64_t symbols) {
 void nf_merges_free(nf_merges *merges) {
     free(merges->slots);
     free(merges->filter);
-    free(merges->ranks);
+    free(merges->made);
+    nf_pairs_free(&merges->edges);
 }
 
 void nf_merges_add(nf_merges *merges, nf_pair pair) {
@@ -116,5 +117,5 @@ void nf_merges_add(nf_merges *merges, nf_pair pair) {
     uint64_t i = hash >> merges->shift;
     while (merges->slots[i & merges->mask] != UINT64_MAX) i++;
     merges->slots[i & merges->mask] = key << NF_SYMBOL_BITS | pair.id;
-    merges->ranks[pair.id] = pair.rank;
+    merges->made[pair.id] = (nf_made){pair.rank + 1, pair.left, pair.right, NF_NO_ID, 0, 1};
 }

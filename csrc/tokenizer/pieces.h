@@ -58,27 +58,32 @@ static inline const nf_pair *nf_pairs_find(const nf_pairs *pairs, uint32_t left,
     }
 }
 
+/* How a symbol is made. */
+typedef struct nf_made {
+    uint32_t when;        /* rank of the merge + 1; 0: not by a merge */
+    uint32_t left, right; /* its parts */
+    uint32_t shorter;     /* the longest other token that its text begins with, or NF_NO_ID */
+    uint32_t length;      /* number of first symbols that it consists of */
+    uint32_t ordered;     /* each merge in it ranks above those that make its parts */
+} nf_made;
+
 /* The merges that can happen, in 8 bytes each, so that they stay in the caches. A symbol is made in one way only: nothing
    crosses its borders while it is made, so what happens inside is what happens to its text alone. The pair of its last merge
    there is the only one that ever makes it, and its rank is a property of the symbol. */
 typedef struct nf_merges {
     uint64_t *slots;  /* left << 42 | right << 21 | made; all ones: free */
     uint64_t *filter; /* a bit for each hash; most pairs have none, and are told so without a look at the slots */
-    uint32_t *ranks;  /* by symbol made */
+    nf_made *made;    /* by symbol */
+    nf_pairs edges;   /* trie of what merging can make, over first symbols: left node, right symbol, id child, rank the token
+                         that ends there, or NF_NO_ID. The node of a first symbol is the symbol; others come behind these */
     uint64_t mask;
     int shift;
 } nf_merges;
 
-/* Room for `count` merges of symbols below `symbols`, at most 2^21. */
+/* Room for `count` merges of symbols below `symbols`, at most 2^21; all of them are first symbols, made by no merge. */
 nf_status nf_merges_new(nf_merges *out, int64_t count, int64_t symbols);
 void nf_merges_free(nf_merges *merges);
 void nf_merges_add(nf_merges *merges, nf_pair pair);
-
-/* Fetch what nf_merges_find will look at. */
-static inline void nf_merges_prefetch(const nf_merges *merges, uint32_t left, uint32_t right) {
-    const uint64_t key = (uint64_t)left << NF_SYMBOL_BITS | right;
-    __builtin_prefetch(&merges->slots[key * 0x9E3779B97F4A7C15u >> merges->shift]);
-}
 
 /* What two symbols are joined to, or NF_NO_ID. */
 static inline uint32_t nf_merges_find(const nf_merges *merges, uint32_t left, uint32_t right) {

@@ -104,6 +104,7 @@ static nf_status make(nf_tokenizer *t) {
     NF_TRY(make_found(t));
     t->rule = s->rule_count ? (nf_rule)s->rules[s->rule_count - 1] : NF_RULE_WHOLE;
     t->may_cut = may_cut(s);
+    for (int b = 0; s->byte_ids && b < 256; b++) t->lacks_bytes |= s->byte_ids[b] < 0;
     return NF_OK;
 }
 
@@ -128,6 +129,7 @@ void nf_token_worker_free(nf_token_worker *w) {
     nf_bytes_free(&w->lattice.nodes);
     nf_words_free(&w->ids);
     nf_words_free(&w->cut);
+    nf_words_free(&w->symbols);
     nf_bytes_free(&w->normal);
     nf_bytes_free(&w->prefixed);
     free(w);

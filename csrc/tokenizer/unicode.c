@@ -2,29 +2,20 @@
 /* UTF-8 (RFC 3629) and normalisation forms (Unicode Standard Annex 15), over generated tables. */
 #include "unicode.h"
 
-#include "unicode_tables.h"
-
-enum { PAGE = 7, STABLE_NFC = 1 << 8, STABLE_NFKC = 1 << 9, CODES = 0x110000 };
+enum { STABLE_NFC = 1 << 8, STABLE_NFKC = 1 << 9, CODES = 0x110000 };
 enum { S_BASE = 0xAC00, L_BASE = 0x1100, V_BASE = 0x1161, T_BASE = 0x11A7, L_COUNT = 19, V_COUNT = 21, T_COUNT = 28 };
 enum { S_COUNT = L_COUNT * V_COUNT * T_COUNT };
 
 static inline unsigned paged(const uint8_t *page, uint32_t code) {
-    return (unsigned)page[code >> PAGE] << PAGE | (code & ((1 << PAGE) - 1));
+    return (unsigned)page[code >> NF_PAGE_BITS] << NF_PAGE_BITS | (code & ((1 << NF_PAGE_BITS) - 1));
 }
-
-unsigned nf_class_of(uint32_t code) { return nf_unicode_classes[paged(nf_unicode_classes_page, code)]; }
 
 static unsigned form_of(uint32_t code) { return nf_unicode_forms[paged(nf_unicode_forms_page, code)]; }
 
-int nf_utf8_read(const uint8_t *p, const uint8_t *end, uint32_t *code) {
+int nf_utf8_read_rare(const uint8_t *p, const uint8_t *end, uint32_t *code) {
     unsigned a = p[0];
     *code = a;
-    if (a < 0x80) return 1;
-    int64_t left = end - p;
-    if (a >= 0xC2 && a < 0xE0 && left >= 2 && (p[1] & 0xC0) == 0x80) {
-        *code = (a & 31) << 6 | (p[1] & 63);
-        return 2;
-    }
+    const int64_t left = end - p;
     if (a >= 0xE0 && a < 0xF0 && left >= 3 && (p[1] & 0xC0) == 0x80 && (p[2] & 0xC0) == 0x80) {
         *code = (a & 15) << 12 | (p[1] & 63u) << 6 | (p[2] & 63);
         if (*code >= 0x800 && (*code < 0xD800 || *code > 0xDFFF)) return 3;

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "buffer.h"
+#include "unicode_tables.h"
 
 enum {
     NF_LETTER = 1, /* \p{L} */
@@ -18,10 +19,30 @@ enum {
 };
 
 /* The classes of a code point. */
-unsigned nf_class_of(uint32_t code);
+static inline unsigned nf_class_of(uint32_t code) {
+    return nf_unicode_classes[(unsigned)nf_unicode_classes_page[code >> NF_PAGE_BITS] << NF_PAGE_BITS |
+                              (code & ((1 << NF_PAGE_BITS) - 1))];
+}
+
+/* As nf_utf8_read, for characters that may need a closer look. */
+int nf_utf8_read_rare(const uint8_t *p, const uint8_t *end, uint32_t *code);
 
 /* Length of the character at p, p < end, and its code point. A byte that begins no valid UTF-8 is one character, U+FFFD. */
-int nf_utf8_read(const uint8_t *p, const uint8_t *end, uint32_t *code);
+static inline int nf_utf8_read(const uint8_t *p, const uint8_t *end, uint32_t *code) {
+    const unsigned a = p[0];
+    const int64_t left = end - p;
+    *code = a;
+    if (a < 0x80) return 1;
+    if (a >= 0xC2 && a < 0xE0 && left >= 2 && (p[1] & 0xC0) == 0x80) {
+        *code = (a & 31) << 6 | (p[1] & 63u);
+        return 2;
+    }
+    if (a > 0xE0 && a < 0xF0 && a != 0xED && left >= 3 && (p[1] & 0xC0) == 0x80 && (p[2] & 0xC0) == 0x80) {
+        *code = (a & 15) << 12 | (p[1] & 63u) << 6 | (p[2] & 63u);
+        return 3;
+    }
+    return nf_utf8_read_rare(p, end, code);
+}
 
 /* Write a code point at most 0x10FFFF as UTF-8 (up to 4 bytes); returns the length. */
 int nf_utf8_write(uint8_t *out, uint32_t code);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The generated tables behind unicode.h; nobody else reads them. */
+/* The generated tables behind unicode.h; of which others read the classes alone, through that. */
 #ifndef NF_TOKENIZER_UNICODE_TABLES_H
 #define NF_TOKENIZER_UNICODE_TABLES_H
 
 #include <stdint.h>
+
+enum { NF_PAGE_BITS = 7 };
 
 /* Two stages: block number of each 128 code points, then the blocks. */
 extern const uint8_t nf_unicode_classes_page[], nf_unicode_classes[];

@@ -44,8 +44,8 @@ static const uint8_t *run_outside(const uint8_t *p, const uint8_t *end, unsigned
 
 static inline uint8_t lower(uint8_t c) { return c >= 'A' && c <= 'Z' ? c | 32 : c; }
 
-/* Bytes of 's 't 're 've 'm 'll 'd at p, or 0. Without case, U+017F (long s) counts as s, as in Unicode case folding. */
-static int contraction(const uint8_t *p, const uint8_t *end, int any_case) {
+/* Without case, U+017F (long s) counts as s, as in Unicode case folding. */
+int nf_contraction(const uint8_t *p, const uint8_t *end, int any_case) {
     if (end - p < 2 || *p != '\'') return 0;
     uint8_t a = any_case ? lower(p[1]) : p[1];
     if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
@@ -73,7 +73,7 @@ static const uint8_t *lines_or_spaces(const uint8_t *p, const uint8_t *end) {
 }
 
 static const uint8_t *gpt2_end(const uint8_t *p, const uint8_t *end) {
-    int short_form = contraction(p, end, 0);
+    int short_form = nf_contraction(p, end, 0);
     if (short_form) return p + short_form;
     cursor first = look(p, end), c = *p == ' ' ? look(p + 1, end) : first;
     if (c.class & NF_LETTER) return run(c.next, end, NF_LETTER, 0);
@@ -94,7 +94,7 @@ static const uint8_t *signs_or_spaces(const uint8_t *p, const uint8_t *end, int 
 static inline int may_lead(cursor c) { return c.code != '\r' && c.code != '\n' && !(c.class & (NF_LETTER | NF_NUMBER)); }
 
 static const uint8_t *llama3_end(const uint8_t *p, const uint8_t *end, int digits) {
-    int short_form = contraction(p, end, 1);
+    int short_form = nf_contraction(p, end, 1);
     if (short_form) return p + short_form;
     cursor first = look(p, end);
     if (first.class & NF_LETTER) return run(first.next, end, NF_LETTER, 0);
@@ -125,7 +125,7 @@ static const uint8_t *gpt4o_end(const uint8_t *p, const uint8_t *end) {
     if (!stop) stop = upper_lower(p, end);
     if (!stop && may_lead(first)) stop = upper(first.next, end);
     if (!stop) stop = upper(p, end);
-    if (stop) return stop + contraction(stop, end, 1);
+    if (stop) return stop + nf_contraction(stop, end, 1);
     if (first.class & NF_NUMBER) return run(p, end, NF_NUMBER, 3);
     return signs_or_spaces(p, end, 1);
 }

@@ -17,6 +17,9 @@ typedef enum nf_rule {
     NF_RULE_COUNT = 7
 } nf_rule;
 
+/* Bytes of 's 't 're 've 'm 'll 'd at p, or 0. */
+int nf_contraction(const uint8_t *p, const uint8_t *end, int any_case);
+
 /* End of the word that begins at p, p < end; nothing behind `end` counts. The words of a text, joined, are the text. */
 const uint8_t *nf_word_end(nf_rule rule, const uint8_t *p, const uint8_t *end);
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
         DataError,
         ExportError,
         ModelError,
+        NetworkError,
         NeuralForgeError,
         NonFiniteLossError,
+        OfflineError,
         OutputError,
         OverflowRowError,
         TokenizerError,
@@ -35,8 +37,10 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .exporting import Exported, export
     from .formats.peft import Adapter
     from .heldout import evaluate
+    from .hub import download
     from .ingest import Dataset
     from .model import Model
+    from .network import allow_network
     from .plan import Plan
     from .quickstart import finetune
     from .run import Run
@@ -49,13 +53,15 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "_core": "set_num_threads",
     "config": "LoraConfig ModelConfig TrainConfig",
-    "errors": "AdapterError AdapterMismatchError BackendError ConfigError DataError ExportError ModelError NeuralForgeError "
-    "NonFiniteLossError OutputError OverflowRowError TokenizerError TrainingError WontFitError",
+    "errors": "AdapterError AdapterMismatchError BackendError ConfigError DataError ExportError ModelError NetworkError "
+    "NeuralForgeError NonFiniteLossError OfflineError OutputError OverflowRowError TokenizerError TrainingError WontFitError",
     "exporting": "Exported export",
     "formats.peft": "Adapter",
     "heldout": "evaluate",
+    "hub": "download",
     "ingest": "Dataset",
     "model": "Model",
+    "network": "allow_network",
     "plan": "Plan",
     "quickstart": "finetune",
     "run": "Run",

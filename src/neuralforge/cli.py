@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from . import __version__, console
 from .cli_export import add_convert, add_export, add_merge
+from .cli_hub import add_download, add_models
 from .cli_info import add_doctor, add_info
 from .cli_ingest import add_ingest
 from .cli_text import add_generate, add_tokenize
@@ -29,7 +30,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "convert": (add_convert, "write a model in another format, and check it"),
     "merge": (add_merge, "add an adapter to its model, as a model folder"),
     "ingest": (add_ingest, "turn a folder of documents into token shards, which train reads at once"),
-    "info": (add_info, "say what a model, adapter, run or checkpoint is"),
+    "models": (add_models, "list the models that are known by name, and what they need"),
+    "download": (add_download, "get a model from the hub, a mirror or a folder; goes on after an interruption"),
+    "info": (add_info, "say what a model, adapter, run, checkpoint or name of the catalogue is"),
     "doctor": (add_doctor, "check whether this machine is ready"),
 }
 _USAGE = "usage: neuralforge COMMAND [options]"
@@ -130,7 +133,6 @@ def _help() -> str:
             "",
             *rows,
             "",
-            "neuralforge COMMAND --help   its options",
-            "neuralforge --version        the version",
+            "neuralforge COMMAND --help   its options      neuralforge --version   the version",
         ]
     )

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import console
+from . import cli_hub, console
 from .cli_options import plain
-from .errors import AdapterError, ConfigError, OutputError
+from .errors import ConfigError, OutputError
 from .events import message
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ Facts = dict[str, Any]
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Options of `neuralforge info`."""
     parser.usage = "neuralforge info PATH [options]"
-    parser.add_argument("path", nargs="?", type=plain, metavar="PATH", help="model, adapter, run or checkpoint")
+    parser.add_argument(
+        "path", nargs="?", type=plain, metavar="PATH", help="model, adapter, run or checkpoint; or a name of the catalogue"
+    )
     parser.add_argument("--model", type=plain, metavar="PATH", help="the same for a model")
     parser.add_argument("--json", "--ndjson", action="store_true", help="one JSON object instead of lines")
     parser.set_defaults(run=_info)
@@ -53,23 +55,34 @@ def _shown(value: object) -> str:
 
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(v)}" for name, v in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_shown, value)) or "-"
     return f"{value:,}" if isinstance(value, int) else visible(str(value), one_line=True)
 
 
 def describe(path: Path) -> tuple[str, Facts]:
-    """What lies at a path: ("model", "adapter", "run" or "checkpoint", its facts).
+    """What lies at a path, or is only a name: ("model", "adapter", "run", "checkpoint", "package" or "catalogue", its facts).
 
     Raises:
         NeuralForgeError: nothing is there, or it is damaged.
     """
-    if (path / "adapter_config.json").exists():
-        return "adapter", _adapter(path)
+    from .formats import adapters
+    from .model import not_here
+
+    entry = not_here(path)
+    if entry is not None:
+        return "catalogue", cli_hub.facts(entry)
+    adapter = adapters.facts(path)
+    if adapter is not None:
+        return "adapter", adapter
     if (path / "state.json").exists():
         return "checkpoint", _checkpoint(path)
     if (path / "events.jsonl").exists():
         return "run", _run(path)
+    if (path / "Manifest.json").exists():
+        return "package", _package(path)
     return "model", _model(path)
 
 
@@ -104,18 +117,19 @@ def _stored(tensors: Mapping[str, Tensor]) -> Facts:
     return {"dtypes": sorted({t.dtype for t in tensors.values()}), "bytes": sum(t.data.nbytes for t in tensors.values())}
 
 
-def _adapter(path: Path) -> Facts:
-    from .files import read_json
-    from .formats import safetensors
+def _package(path: Path) -> Facts:
+    """A Core ML package whose program and weights have been read."""
+    from .formats import mlprogram
 
-    config = read_json(path / "adapter_config.json", error=AdapterError)
-    tensors, _ = safetensors.read(path / "adapter_model.safetensors", error=AdapterError)
-    wanted = ("r", "lora_alpha", "target_modules", "use_rslora", "base_model_name_or_path")
+    program = mlprogram.load(path)
+    told = {k.removeprefix("neuralforge."): v for k, v in program.metadata.items() if k.startswith("neuralforge.")}
+    files = [p for p in path.rglob("*") if p.is_file()]
     return {
         "path": str(path),
-        **{name: config.get(name) for name in wanted},
-        "params": sum(t.size for t in tensors.values()),
-        **_stored(tensors),
+        **{k: v for k, v in told.items() if k not in ("chat_template", "tokenizer")},
+        "functions": sorted(program.functions),
+        "states": sorted({f"{n} {k.dtype} {list(k.shape)}" for f in program.functions.values() for n, k in f.states.items()}),
+        "bytes": sum(p.stat().st_size for p in files),
     }
 
 

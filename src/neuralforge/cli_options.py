@@ -130,7 +130,7 @@ _TRAINING: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 _OWN = {
     "what is trained": (
-        Setting("model", ("--model",), plain, "model folder or .bin file, or embedded", shown="PATH"),
+        Setting("model", ("--model",), plain, "model folder or file, name of the catalogue, or embedded", shown="PATH"),
         Setting("tokenizer", ("--tokenizer",), plain, "where it does not lie beside the model", shown="PATH"),
         Setting("data", ("--data",), plain, "file or folder of documents or rows", shown="PATH"),
         Setting("eval_data", ("--eval-data", "--val-data"), plain, "held-out rows", ("val_data",), "PATH"),

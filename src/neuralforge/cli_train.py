@@ -35,6 +35,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Options of `neuralforge plan`: those of train."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    parser.add_argument("--dump", metavar="DIR", help="with --backend ane: write the programs and their weight files")
     cli_options.add_settings(parser)
     parser.set_defaults(run=_plan)
 
@@ -65,9 +66,9 @@ class _Opened:
     held_out: Dataset | None
 
 
-def _open(values: cli_options.Values) -> _Opened:
-    """Check the settings, then open the model, then read the data."""
-    from .model import Model
+def _open(values: cli_options.Values, *, planning: bool = False) -> _Opened:
+    """Check the settings, then open the model, then read the data; a plan needs no files of a model of the catalogue."""
+    from .model import Model, not_here, without_weights
     from .quickstart import LORA
 
     args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
@@ -75,7 +76,8 @@ def _open(values: cli_options.Values) -> _Opened:
         if name not in values:
             raise ConfigError(f"--{name} is missing", hint=f"give --{name} PATH; neuralforge demo needs no model and no data")
     machine = {name: values[name] for name in ("tokenizer", "backend", "dtype", "threads") if name in values}
-    model = Model.from_pretrained(values["model"], **machine)
+    entry = not_here(values["model"]) if planning else None
+    model = without_weights(entry, **machine) if entry else Model.from_pretrained(values["model"], **machine)
     if "max_length" not in values:
         args = dataclasses.replace(args, max_length=max(2, min(args.max_length, model.config.max_position_embeddings)))
     if "on_overflow" not in values and Path(values["data"]).suffix == ".bin":
@@ -183,16 +185,45 @@ def _tell_results(run: Run, values: cli_options.Values) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from .model import not_here
     from .plan import plan
 
     values = cli_options.given(options)
-    job = _open(values)
+    if values.get("backend") == "ane":
+        return _plan_ane(options, values)
+    if options.dump:
+        raise ConfigError("--dump needs --backend ane", hint="other backends have no programs")
+    job = _open(values, planning=True)
     made = plan(job.model, job.args, peft_config=job.lora, train_dataset=job.train, eval_dataset=job.held_out)
+    if "tokenizer" not in values and not_here(values["model"]):
+        made = dataclasses.replace(made, tokens_estimated=True)
     console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
     if made.fits:
         return 0
     hint = "turn on gradient_checkpointing, make max_length or per_device_train_batch_size smaller, or choose a smaller model"
     return console.report(WontFitError("the run does not fit into memory", hint=hint), command="plan", machine=False)
+
+
+def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
+    """Programs of the Neural Engine, from the model's shape alone; data are not needed."""
+    from . import ane_plan
+    from .ane_programs import ROW, Job
+    from .model import not_here, resolve
+    from .quickstart import LORA
+
+    if "model" not in values:
+        raise ConfigError("--model is missing", hint="give --model PATH, or a name of the catalogue")
+    entry = not_here(values["model"])
+    config, weights = (entry.config, None) if entry else ane_plan.described(resolve(values["model"]))
+    args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
+    tokens = min(args.max_length, config.max_position_embeddings)
+    job = Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
+    made = ane_plan.plan(values["model"], job)
+    console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
+    if options.dump:
+        folders = ane_plan.dump(job, Path(options.dump), weights or ane_plan.random_weights(config))
+        console.note(f"programs {len(folders)} in {options.dump}" + ("" if weights else ", with random weights"))
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -30,7 +30,10 @@ _OPTIONS = {f.name: f.name.replace("_", "-") for c in (TrainConfig, LoraConfig) 
     "r": "lora-rank",
     "eval": "eval-split",
     "max_new_tokens": "max-tokens",
-    **{n: n.replace("_", "-") for n in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "threads", "dtype")},
+    **{
+        n: n.replace("_", "-")
+        for n in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "threads", "dtype", "source")
+    },
 }
 _NAMES = sorted(_OPTIONS, key=len, reverse=True)
 _SETTING = re.compile(rf"(?<![\w.])({'|'.join(_NAMES)})=(?:'([^']*)'|(\[[^]]*\]|-?[\w.+-]*\w))")

@@ -61,6 +61,20 @@ class TokenizerError(ModelError):
     """A tokenizer file is missing, damaged, unsupported or does not belong to the model."""
 
 
+class NetworkError(NeuralForgeError, ConnectionError):
+    """Something could not be fetched from another machine."""
+
+    exit_code = 5
+    # OSError.__str__ would drop the message of a one-argument error's hint.
+    __str__ = NeuralForgeError.__str__
+
+
+class OfflineError(NetworkError):
+    """The network is needed, and nobody has allowed it."""
+
+    exit_code = 2
+
+
 class AdapterError(ModelError):
     """An adapter is missing, damaged or incomplete."""
 

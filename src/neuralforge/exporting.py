@@ -102,7 +102,10 @@ def export(
             written = Written(**module.reading(format, part, str(resolve(model.path))), quant=chosen)
             checked = compare(model, written, place=place, refuse=not force)
             record = json.dumps({k: _short(v) for k, v in checked.as_dict().items()})
-            outgoing.add_record(part, record, checked=written.place)
+            if hasattr(module, "add_record"):
+                module.add_record(part, record)
+            else:
+                outgoing.add_record(part, record, checked=written.place)
         size = sum(p.stat().st_size for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file())
     return Exported(place, format, chosen, size, time.perf_counter() - begun, checked, cautions)
 

@@ -72,7 +72,7 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes | memoryview]) -
         with part.open("wb") as f:
             f.writelines((data,) if isinstance(data, bytes) else data)
             f.flush()
-            _flush_to_disk(f)
+            flush_to_disk(f)
         part.replace(path)
     except BaseException as e:
         with suppress(OSError):
@@ -83,7 +83,8 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes | memoryview]) -
     fsync_dir(path.parent)
 
 
-def _flush_to_disk(f: BinaryIO) -> None:
+def flush_to_disk(f: BinaryIO) -> None:
+    """Have the written bytes of a file survive a power cut."""
     if sys.platform == "darwin":
         import fcntl
 

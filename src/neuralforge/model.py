@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _core, backends, chat, formats, generate
-from .errors import ConfigError, DataError, TokenizerError
+from . import _core, backends, catalogue, chat, formats, generate
+from .errors import ConfigError, DataError, ModelError, TokenizerError
 from .formats import adapters
 from .formats.peft import Adapter
 from .lora import base_fingerprint, merged
@@ -26,10 +26,55 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 
 def resolve(path: str | Path) -> Path:
-    """The path of a model; "embedded" is the small base model that comes with the package."""
-    if str(path) == EMBEDDED and not Path(path).exists():
+    """The path of a model; "embedded" is the one that comes with the package, names of the catalogue lie in models/.
+
+    Raises:
+        ModelError: it is in the catalogue, and not on this machine.
+    """
+    if Path(path).exists():
+        return Path(path)
+    if str(path) == EMBEDDED:
         return _BASE
-    return Path(path)
+    entry = catalogue.find(str(path))
+    if entry is None:
+        return Path(path)
+    if (place := entry.place()) is None:
+        hint = f"get it: neuralforge download {entry.name} --online (Python: nf.allow_network(), nf.download({entry.name!r}))"
+        raise ModelError(f"{path}: is in the catalogue, but not in {catalogue.FOLDER / entry.name}", hint=hint)
+    return place
+
+
+def not_here(path: str | Path) -> catalogue.Entry | None:
+    """The entry that `path` names in the catalogue, where no file of that model is on this machine."""
+    entry = None if Path(path).exists() else catalogue.find(str(path))
+    return entry if entry is not None and entry.place() is None else None
+
+
+def without_weights(
+    entry: catalogue.Entry,
+    *,
+    backend: str = "auto",
+    dtype: str = "auto",
+    tokenizer: str | Path | None = None,
+    threads: int = 0,
+) -> Model:
+    """A model of the catalogue as far as `plan` needs one; whoever computes with its weights is refused, for they are NaN.
+
+    Args and Raises: as for `Model.from_pretrained`, but without `tokenizer` texts are counted with the embedded model's.
+    """
+    count = _threads(threads)
+    chosen, checkpoint = backends.choose(backend), entry.stand_in()
+    checked = chosen.resolve_dtype(dtype, checkpoint.weights)
+    counting = Tokenizer.from_file(_BASE if tokenizer is None else tokenizer)
+    counting.check_model(entry.config)
+    return Model(checkpoint, counting, backend=chosen, dtype=checked, threads=count)
+
+
+def _threads(asked: int) -> int:
+    """The number of threads; 0 asked for is the default."""
+    if not 0 <= asked <= _core.MAX_THREADS:
+        raise ConfigError(f"threads={asked}: must be 0 (all cores) or from 1 to {_core.MAX_THREADS}")
+    return asked or _core.available_threads()
 
 
 class Model:
@@ -72,7 +117,8 @@ class Model:
         """Open a model; weights are read when it is first used.
 
         Args:
-            path: a Hugging Face folder, a .gguf or a llama2.c .bin file, or "embedded" for the base model inside the package.
+            path: a Hugging Face folder, a .gguf or a llama2.c .bin file, the name of a model of the catalogue that was
+                downloaded to models/, or "embedded" for the base model inside the package.
             backend: "auto" or the name of a backend.
             dtype: arithmetic of the weights; "auto" lets the backend choose.
             tokenizer: file or folder of the tokenizer where it lies elsewhere.
@@ -89,15 +135,14 @@ class Model:
             >>> model.config.model_type
             'llama'
         """
-        if not 0 <= threads <= _core.MAX_THREADS:
-            raise ConfigError(f"threads={threads}: must be 0 (all cores) or from 1 to {_core.MAX_THREADS}")
+        count = _threads(threads)
         chosen = backends.choose(backend)
         checkpoint = formats.load(resolve(path))
         checked = chosen.resolve_dtype(dtype, checkpoint.weights)
         found = _find_tokenizer(checkpoint, tokenizer)
         if found is not None:
             found.check_model(checkpoint.config)
-        return cls(checkpoint, found, backend=chosen, dtype=checked, threads=threads or _core.available_threads())
+        return cls(checkpoint, found, backend=chosen, dtype=checked, threads=count)
 
     def __repr__(self) -> str:
         c = self.config

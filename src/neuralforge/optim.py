@@ -6,6 +6,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from . import _core
 from .config import TrainConfig
 from .weights import ParamSet
@@ -50,6 +53,7 @@ def update(
     config: TrainConfig,
     grad_scale: float = 1.0,
     threads: int = 0,
+    rounded: npt.NDArray[np.uint16] | None = None,
 ) -> AdamWState:
     """One step of AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), in place on `params` and the moments.
 
@@ -62,12 +66,14 @@ def update(
         config: `adam_beta1`, `adam_beta2`, `adam_epsilon`, `weight_decay` are read.
         grad_scale: what gradients are multiplied by first (division by tokens, clipping).
         threads: 0 takes all cores; the result does not depend on it.
+        rounded: (params.n_decay,) takes these values as bf16, see `Session.rounded`.
 
     Returns:
         The state for the next step, which holds the same arrays.
     """
     step = state.step + 1
-    for part, decay in ((slice(0, params.n_decay), config.weight_decay), (slice(params.n_decay, None), 0.0)):
+    matrices, rest = slice(0, params.n_decay), slice(params.n_decay, None)
+    for part, decay, bits in ((matrices, config.weight_decay, rounded), (rest, 0.0, None)):
         if params.flat[part].size:
             _core.adamw(
                 params.flat[part],
@@ -82,5 +88,6 @@ def update(
                 step=step,
                 grad_scale=grad_scale,
                 threads=threads or _core.available_threads(),
+                rounded=bits,
             )
     return AdamWState(state.m, state.v, step)

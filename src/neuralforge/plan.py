@@ -11,18 +11,19 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import cost
+from . import backends, cost
+from ._core import available_threads
 from .batches import Batch, Encoded, collate, epoch_order, eval_order, total_steps
 from .config import LoraConfig, ModelConfig, TrainConfig, tensor_shapes
 from .formats import outgoing
 from .job import encode
 from .lora import lora_shapes
 from .optim import init, update
-from .weights import ParamSet, Tensor
+from .weights import ParamSet, Tensor, Weights
 
 if TYPE_CHECKING:
     from .model import Model
@@ -54,6 +55,7 @@ class Plan:
         available_memory_bytes: what the machine has free now for this process, memory it holds included; 0 if unknown.
         seconds, ms_per_step: predicted wall time, evaluations and checkpoints included in the first.
         cannot_export: formats that cannot hold what will be trained, with the reason.
+        tokens_estimated: the model's tokenizer is not there; that of the embedded model, which makes more of a text, counted.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Plan:
     ms_per_step: float
     checkpointed_memory_bytes: int
     cannot_export: dict[str, str]
+    tokens_estimated: bool = False
 
     @property
     def fits(self) -> bool:
@@ -87,6 +90,13 @@ class Plan:
             f"time     about {_duration(self.seconds)} (predicted from a short measurement on this machine)",
             f"memory   about {self.peak_memory_bytes / 1e6:,.0f} MB at the peak{room} ({parts})",
         ]
+        if self.tokens_estimated:
+            lines.append(
+                "         tokens are those of the embedded model's tokenizer, for the model's own is not here; it makes"
+            )
+            lines.append(
+                "         a third to a half fewer of most texts, so that fewer tokens and less time are to be expected"
+            )
         if not self.fits and self.checkpointed_memory_bytes <= self.available_memory_bytes:
             lean = f"{self.checkpointed_memory_bytes / 1e6:,.0f} MB"
             lines.append(f"         it does not fit; with gradient_checkpointing it takes about {lean}, and more time")
@@ -172,23 +182,74 @@ def _trainable(config: ModelConfig, lora: LoraConfig | None) -> int:
 def _memory(
     model: Model, args: TrainConfig, lora: LoraConfig | None, train: Encoded, held_out: Encoded | None
 ) -> dict[str, int]:
-    """Bytes by part: weights as they are multiplied, training state, activations."""
     limits = [cost.stream_limit(train.lengths, args, packing=args.packing)]
     if held_out is not None:
         limits.append(cost.stream_limit(held_out.lengths, args, packing=True))
+    return memory_parts(
+        model.backend,
+        model.config,
+        model.weights,
+        lora,
+        dtype=model.dtype,
+        threads=model.threads,
+        max_tokens=max(limits),
+        gradient_checkpointing=args.gradient_checkpointing,
+    )
+
+
+def memory_parts(
+    backend: Any,
+    config: ModelConfig,
+    weights: Weights,
+    lora: LoraConfig | None,
+    *,
+    dtype: str,
+    threads: int,
+    max_tokens: int,
+    gradient_checkpointing: bool = False,
+) -> dict[str, int]:
+    """Bytes that training takes, by part: weights as they are multiplied, training state, activations.
+
+    Args:
+        backend: a module of `backends`.
+        config, weights: the model; of the weights only names, shapes and dtypes are looked at.
+        lora: the adapter; None trains all weights.
+        dtype: as `backend.resolve_dtype` gives it.
+        threads, max_tokens, gradient_checkpointing: as for `backends.Backend.activation_bytes`.
+    """
     return {
-        "weights": model.backend.weight_bytes(model.weights, dtype=model.dtype, trained=lora is None),
+        "weights": backend.weight_bytes(weights, dtype=dtype, trained=lora is None),
         "bookkeeping": BOOKKEEPING,
-        "training state": 4 * 4 * _trainable(model.config, lora),  # values, gradients and the two moments of AdamW
-        "activations": model.backend.activation_bytes(
-            model.config,
+        "training state": 4 * 4 * _trainable(config, lora),  # values, gradients and the two moments of AdamW
+        "activations": backend.activation_bytes(
+            config,
             lora,
-            max_tokens=max(limits),
-            threads=model.threads,
-            dtype=model.dtype,
-            gradient_checkpointing=args.gradient_checkpointing,
+            max_tokens=max_tokens,
+            threads=threads,
+            dtype=dtype,
+            gradient_checkpointing=gradient_checkpointing,
         ),
     }
+
+
+def lora_memory(config: ModelConfig, weights: Weights, lora: LoraConfig, args: TrainConfig, *, dtype: str) -> int:
+    """The largest resident memory of a process that trains an adapter on full batches, with the CPU backend and all cores.
+
+    Args:
+        config, weights, lora, dtype: as for `memory_parts`.
+        args: `per_device_train_batch_size`, `max_length` (at most what the model can) and `gradient_checkpointing` are read.
+    """
+    parts = memory_parts(
+        backends.choose("cpu"),
+        config,
+        weights,
+        lora,
+        dtype=dtype,
+        threads=available_threads(),
+        max_tokens=args.per_device_train_batch_size * min(args.max_length, config.max_position_embeddings),
+        gradient_checkpointing=args.gradient_checkpointing,
+    )
+    return resident_bytes() + sum(parts.values())
 
 
 def resident_bytes() -> int:

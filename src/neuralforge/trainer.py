@@ -212,7 +212,8 @@ class Trainer:
         """Add the gradient of one micro-batch; at the end of the accumulation also make the optimiser step."""
         started, s, order = time.perf_counter(), job.state, job.order(job.state.epoch)
         batch = collate(job.train.examples, order[s.micro])
-        loss, tokens = job.session.loss_and_grads(batch, seed=_dropout_seed(self.args.seed, s.micros))
+        seed = _dropout_seed(self.args.seed, s.micros)
+        loss, tokens = job.session.loss_and_grads(batch, seed=seed, fresh=job.window == 0)
         s.window_loss += loss
         s.window_tokens += tokens
         s.window_flops += cost.training_flops(
@@ -236,10 +237,16 @@ class Trainer:
         rate = s.lr_scale * schedules.learning_rate(self.args, s.step, job.total)
         factor = scale * optim.clip_factor(norm, max_norm=self.args.max_grad_norm)
         job.moments = optim.update(
-            params, job.grads, job.moments, lr=rate, config=self.args, grad_scale=factor, threads=self.model.threads
+            params,
+            job.grads,
+            job.moments,
+            lr=rate,
+            config=self.args,
+            grad_scale=factor,
+            threads=self.model.threads,
+            rounded=job.session.rounded,
         )
-        job.session.update(params)
-        job.grads.flat.fill(0.0)
+        job.session.update(params, is_rounded=True)
         s.updates = job.moments.step
         epoch, tokens, flops = s.epoch + s.micro / len(order), s.window_tokens, s.window_flops
         seconds = s.window_seconds + time.perf_counter() - started
@@ -262,7 +269,6 @@ class Trainer:
         s, order = job.state, job.order(job.state.epoch)
         what = "the loss" if not math.isfinite(loss) else "a gradient"
         reason = f"{what} of step {s.step + 1} is NaN or infinite in {job.window_sources()}"
-        job.grads.flat.fill(0.0)
         if not s.skipped:
             seconds = s.window_seconds + time.perf_counter() - started
             s.close_step(seconds=seconds, trained=False, epoch_ends=s.micro == len(order))

@@ -2,13 +2,14 @@
 """Whether an exported file says the same as the trained model: tokens of three conversations and a prompt, and the logits.
 
 The file is opened again by an independent reader: llama.cpp, through the package xllamacpp, where that is installed and
-the format is its own; otherwise our reader of the format with the numpy decoder, which shares nothing with the engine.
+the format is its own; a program is run by an interpreter; else our reader of the format with the numpy decoder, which
+shares nothing with the engine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from . import backends, formats, llama_cpp, plain_decoder
 from .config import ModelConfig
 from .errors import ExportError, NeuralForgeError
 from .formats import adapters
+from .formats.outgoing import Runnable
 from .model import Model, merged_weights
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
@@ -56,6 +58,10 @@ LIMITS = {
     "q4_k_m": 0.4,
     "q4_1": 0.4,
     "q4_0": 0.4,
+    "fp16": 2e-3,
+    "int8": 2e-2,
+    "palettised": 0.1,
+    "int4": 0.4,
 }
 
 
@@ -101,6 +107,7 @@ class Written:
         quant: form of the values.
         llama_cpp: the format is one that llama.cpp reads.
         tokenizer: where the tokenizer lies if not in `place`.
+        program: how to run it, where it is a program.
     """
 
     place: Path
@@ -108,6 +115,7 @@ class Written:
     quant: str
     llama_cpp: bool
     tokenizer: Path | None = None
+    program: Runnable | None = None
 
 
 def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) -> Verification:
@@ -124,19 +132,18 @@ def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) 
     """
     try:
         ids = _conversations(model)
-        read = _read_with_llama_cpp if written.llama_cpp and llama_cpp.available() else _read_ourselves
+        read, name = _reader_of(written)
         whole = written.base is None or written.llama_cpp
-        holder = written.tokenizer or written.base or written.place
-        texts = _compare_ids(holder, model, ids, place) if whole and model.has_tokenizer else []
+        texts = _compare_ids(_holder(written), model, ids, place) if whole and model.has_tokenizer else []
         with closing(_exact_session(model)) as session:
-            room = min(_MOST_PLACES, model.config.max_position_embeddings)
+            context = written.program.context if written.program else model.config.max_position_embeddings
+            room = min(_MOST_PLACES, context)
             ours = [session.logits(np.asarray(one[:room], np.int32)) for one in ids]
         found = _measure(ours, read(written, texts, ids, room, model))
     except ExportError:
         raise
     except NeuralForgeError as e:
         raise ExportError(f"{place}: cannot be read again: {e.message}", hint=e.hint) from e
-    name = "llama.cpp" if read is _read_with_llama_cpp else "our reader and the numpy decoder"
     limit = LIMITS.get(written.quant, LIMITS["f16"])
     result = Verification(reader=name, tokens=sum(map(len, ids)), limit=limit, **found)
     if refuse and not result.kl <= limit:
@@ -161,6 +168,13 @@ def _conversations(model: Model) -> list[list[int]]:
 
 def _rendered(template: ChatTemplate) -> list[str]:
     return [template.render(one, add_generation_prompt=one[-1]["role"] == "user") for one in CONVERSATIONS]
+
+
+def _holder(written: Written) -> Path:
+    """Where the tokenizer of what was written lies."""
+    if written.program is not None:
+        return written.program.tokenizer
+    return written.tokenizer or written.base or written.place
 
 
 def _compare_ids(part: Path, model: Model, ids: Sequence[list[int]], place: Path) -> list[str]:
@@ -188,6 +202,20 @@ def _compare_ids(part: Path, model: Model, ids: Sequence[list[int]], place: Path
 # --- the readers: at some places of each text, the log-probabilities of the next token
 
 Rows = list[tuple[list[int], F32Array]]
+
+
+def _reader_of(written: Written) -> tuple[Callable[..., Rows], str]:
+    """(the function that reads it, its name)."""
+    if written.program is not None:
+        return _run, written.program.reader
+    if written.llama_cpp and llama_cpp.available():
+        return _read_with_llama_cpp, "llama.cpp"
+    return _read_ourselves, "our reader and the numpy decoder"
+
+
+def _run(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, model: Model) -> Rows:
+    assert written.program is not None
+    return [written.program.rows(one[:room]) for one in ids]
 
 
 def _read_ourselves(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, model: Model) -> Rows:

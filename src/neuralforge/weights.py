@@ -97,6 +97,10 @@ class Tensor:
 
 
 def _dequantised(rows: npt.NDArray[np.uint8], dtype: str) -> F32Array:
+    from . import _core
+
+    if dtype in _core.BLOCKS:
+        return _core.from_blocks(np.ascontiguousarray(rows), dtype)
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -105,6 +109,17 @@ def _dequantised(rows: npt.NDArray[np.uint8], dtype: str) -> F32Array:
 
 
 Weights = Mapping[str, Tensor]
+
+
+LINE = 64  # bytes of a cache line
+
+
+def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array of zeros that begins with a cache line, so that no vector of the kernels lies in two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + LINE, np.uint8)
+    first = -memory.ctypes.data % LINE
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 class ParamSet:
@@ -120,7 +135,7 @@ class ParamSet:
         self.shapes = dict(shapes)
         self.n_decay = n_decay
         size = sum(math.prod(s) for s in self.shapes.values())
-        self.flat: F32Array = np.zeros(size, np.float32) if flat is None else flat
+        self.flat: F32Array = aligned((size,), np.float32) if flat is None else flat
         self._views: dict[str, F32Array] = {}
         offset = 0
         for name, shape in self.shapes.items():

@@ -48,6 +48,8 @@ static int has_pair(int slot) { return slot == NF_Q || slot == NF_V || slot == N
 static const int32_t tokens[T] = {1, 5, 9, 2, 22, 0, 7, 7, 3, 4, 8}, targets[T] = {5, 9, -1, 22, 0, 7, 3, -1, 4, 8, 1};
 static const int32_t positions[T] = {0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3}, bounds[3] = {0, 7, T};
 
+static int64_t width_of(int slot) { return slot == NF_DOWN ? FFN : slot == NF_O ? HEADS * HEAD : D; }
+
 static void build(model *m, nf_mode mode, int threads) {
     memset(m, 0, sizeof *m);
     nf_shape shape = {LAYERS, D, HEADS, KV, HEAD, FFN, V, 2, 1, 1.0f, 1, 1e-5f};
@@ -62,8 +64,9 @@ static void build(model *m, nf_mode mode, int threads) {
             if (mode == NF_MODE_FULL) m->gradient[slot][l] = new_floats(slot_size(slot), 0);
             nf_engine_set(m->engine, (nf_slot)slot, l, w, m->gradient[slot][l]);
             if (mode == NF_MODE_FULL || !has_pair(slot)) continue;
-            m->a[slot][l] = new_floats(R * FFN, seed + 500), m->b[slot][l] = new_floats(R * FFN, seed + 700);
-            m->d_a[slot][l] = new_floats(R * FFN, 0), m->d_b[slot][l] = new_floats(R * FFN, 0);
+            int64_t in = R * width_of(slot), out = R * slot_size(slot) / width_of(slot);
+            m->a[slot][l] = new_floats(in, seed + 500), m->b[slot][l] = new_floats(out, seed + 700);
+            m->d_a[slot][l] = new_floats(in, 0), m->d_b[slot][l] = new_floats(out, 0);
             nf_engine_set_lora(m->engine, (nf_slot)slot, l, R, 0.5f, 0.25f, m->a[slot][l], m->b[slot][l], m->d_a[slot][l],
                                m->d_b[slot][l]);
         }
@@ -79,10 +82,10 @@ static void destroy(model *m) {
         }
 }
 
-static double step(model *m, int backward) {
+static double step(model *m, nf_gradients gradients) {
     double loss;
     int64_t counted;
-    if (nf_engine_step(m->engine, tokens, targets, positions, T, bounds, 2, backward, 9, &loss, &counted) != NF_OK) return NAN;
+    if (nf_engine_step(m->engine, tokens, targets, positions, T, bounds, 2, gradients, 9, &loss, &counted) != NF_OK) return NAN;
     return counted == 9 ? loss : NAN;
 }
 
@@ -91,15 +94,15 @@ static double step(model *m, int backward) {
 static void check_slope(model *m, float *values, float *gradient, int64_t n, const char *what) {
     double squares = 0.0;
     float *start = new_floats(n, 0), *direction = new_floats(n, 0);
-    memset(gradient, 0, (size_t)n * 4);
-    step(m, 1);
+    for (int64_t i = 0; i < n; i++) gradient[i] = 1e3f; /* of an earlier step */
+    step(m, NF_GRADIENTS_WRITE);
     memcpy(start, values, (size_t)n * 4), memcpy(direction, gradient, (size_t)n * 4);
     for (int64_t i = 0; i < n; i++) squares += (double)direction[i] * (double)direction[i];
     float h = (float)(2e-2 / sqrt(squares + 1e-20));
     for (int64_t i = 0; i < n; i++) values[i] = start[i] + h * direction[i];
-    double above = step(m, 1);
+    double above = step(m, NF_GRADIENTS_ADD);
     for (int64_t i = 0; i < n; i++) values[i] = start[i] - h * direction[i];
-    double below = step(m, 1);
+    double below = step(m, NF_GRADIENTS_ADD);
     memcpy(values, start, (size_t)n * 4);
     float slope = (float)((above - below) / (2.0 * h));
     check_close(what, &slope, &squares, 1, 1e-2); /* float32 loss of 30 over a step of 0.02, and the curvature */
@@ -110,14 +113,14 @@ static void test_gradients(nf_mode mode) {
     model m;
     char what[80];
     build(&m, mode, 2);
-    check(isfinite(step(&m, 1)), "step");
+    check(isfinite(step(&m, NF_GRADIENTS_ADD)), "step");
     for (int slot = 0; slot < SLOTS; slot++)
         for (int l = 0; l < layers_of(slot); l++) {
             snprintf(what, sizeof what, "slope of slot %d layer %d, mode %d", slot, l, (int)mode);
             if (m.gradient[slot][l]) check_slope(&m, m.weight[slot][l], m.gradient[slot][l], slot_size(slot), what);
             if (!m.a[slot][l]) continue;
-            check_slope(&m, m.a[slot][l], m.d_a[slot][l], R * FFN, what);
-            check_slope(&m, m.b[slot][l], m.d_b[slot][l], R * FFN, what);
+            check_slope(&m, m.a[slot][l], m.d_a[slot][l], R * width_of(slot), what);
+            check_slope(&m, m.b[slot][l], m.d_b[slot][l], R * slot_size(slot) / width_of(slot), what);
         }
     destroy(&m);
 }
@@ -141,8 +144,8 @@ static void test_generation(nf_cache_kind kind, double limit) {
         if (t % 3 == 0 && t + 3 <= T) check(nf_engine_decode(m.engine, three, tokens + t, 3, rows) == NF_OK, "three at once");
         if (t < T / 3 * 3) check(memcmp(piece, rows + t % 3 * V, sizeof piece) == 0, "a row of three is the same as alone");
     }
-    check(isnan(step(&m, 1)), "an engine for inference refuses to train");
-    check(isfinite(step(&m, 0)), "but says the loss");
+    check(isnan(step(&m, NF_GRADIENTS_ADD)), "an engine for inference refuses to train");
+    check(isfinite(step(&m, NF_GRADIENTS_NONE)), "but says the loss");
     nf_cache_free(cache), nf_cache_free(other);
     nf_cache_free(NULL);
     destroy(&m);

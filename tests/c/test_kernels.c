@@ -8,6 +8,7 @@
 #include "../../csrc/kernels/convert.h"
 #include "../../csrc/kernels/cross_entropy.h"
 #include "../../csrc/kernels/matmul.h"
+#include "../../csrc/kernels/narrow.h"
 #include "../../csrc/kernels/optimizer.h"
 #include "check.h"
 #include "plain.h"
@@ -256,7 +257,7 @@ static void entropy_shape(nf_isa isa, int64_t n, int64_t D, int64_t V, int head_
     nf_linear head = nf_linear_of(NF_LINEAR_F32, V, D, w, NULL);
     double *fx = differences(entropy_value, &c, c.x, n * D), expected = entropy_value(&c);
     for (int trained = 0; trained < 2; trained++) {
-        nf_cross_entropy(pool, kernels, &head, x, targets, n, losses, d_x, trained ? d_w : NULL, scratch);
+        nf_cross_entropy(pool, kernels, &head, x, targets, n, losses, d_x, trained ? d_w : NULL, 1, scratch);
         float total = 0.0f;
         for (int64_t i = 0; i < n; i++) total += losses[i];
         check_close(named("cross-entropy", isa), &total, &expected, 1, LIMIT);
@@ -355,10 +356,10 @@ static double *product_with(const stored *s, int transposed, const float *a, con
 }
 
 /* y = x W^T + start + bias + u v and dx = dy W + u v, in two tiles each, against the product of the stored values in double.
-   `native` 0 takes the form for processors without instructions for narrow numbers. */
-static void linear_shape(nf_linear_kind kind, int native, int64_t rows, int64_t out, int64_t in) {
+   `form` NULL widens the weight. */
+static void linear_shape(nf_linear_kind kind, const nf_narrow_form *form, int64_t rows, int64_t out, int64_t in) {
     stored s = store(kind, out, in);
-    s.l.narrow &= native;
+    s.l.narrow = form;
     float *x = new_floats(rows * in, 31), *dy = new_floats(rows * out, 32), *start = new_floats(rows * out, 33);
     float *y = new_floats(rows * out, 0), *dx = new_floats(rows * in, 34), *bias = new_floats(out, 35);
     float *u = new_floats(rows * RANK, 36), *b = new_floats(out * RANK, 37), *a_of = new_floats(in * RANK, 38);
@@ -384,8 +385,7 @@ static void linear_shape(nf_linear_kind kind, int native, int64_t rows, int64_t 
     /* activations are rounded to 8 bits of mantissa (2^-9 of the largest), or to 255 steps (1/254) */
     double limit = !s.l.narrow ? 2e-6 : kind == NF_LINEAR_BF16 ? 4e-3 : 2e-2;
     static const char *const names[] = {"f32", "bf16", "int8"};
-    snprintf(title, sizeof title, "%s %s %dx%dx%d", names[kind], s.l.narrow ? "native" : "widened", (int)rows, (int)out,
-             (int)in);
+    snprintf(title, sizeof title, "%s %s %dx%dx%d", names[kind], form ? form->name : "widened", (int)rows, (int)out, (int)in);
     check_close(title, y, ey, rows * out, limit);
     check_close(title, dx, ex, rows * in, limit);
     free(x), free(dy), free(start), free(y), free(dx), free(bias), free(u), free(b), free(a_of), free(ey), free(ex);
@@ -393,28 +393,41 @@ static void linear_shape(nf_linear_kind kind, int native, int64_t rows, int64_t 
 }
 
 /* What is not finite must show in the product, zeros and denormals must not disturb it. */
-static void test_hostile_operands(nf_linear_kind kind) {
+static void test_hostile_operands(nf_linear_kind kind, const nf_narrow_form *form) {
     enum { ROWS = 5, OUT = 40, IN = 70 };
-    float *w = new_floats(OUT * IN, 35), *x = new_floats(ROWS * IN, 36), y[ROWS * OUT], scale[OUT];
+    float *w = new_floats(OUT * IN, 35), *x = new_floats(ROWS * IN, 36), y[ROWS * OUT], dx[ROWS * IN], scale[OUT];
     uint16_t bits[OUT * IN];
     int8_t bytes[OUT * IN];
     for (int i = 0; i < IN; i++) x[IN + i] = 0.0f, x[2 * IN + i] = 1e-41f;
-    x[3 * IN + 69] = NAN, x[4 * IN] = INFINITY;
+    x[3 * IN + 39] = NAN, x[4 * IN] = INFINITY;
     nf_to_bf16(bits, w, OUT * IN);
     nf_to_int8(bytes, scale, w, OUT, IN);
     nf_linear l = nf_linear_of(kind, OUT, IN, kind == NF_LINEAR_BF16 ? (void *)bits : (void *)bytes,
                                kind == NF_LINEAR_BF16 ? NULL : scale);
+    l.narrow = form;
     void *memory = malloc((size_t)nf_operand_bytes(ROWS, IN)),
          *scratch = aligned_alloc(64, (size_t)(nf_linear_scratch(IN, 0) + 63) / 64 * 64);
     nf_operand a = nf_operand_in(memory, x, IN, ROWS, IN);
     nf_linear_prepare(&l, &a, 0, ROWS);
     nf_linear_tile(&l, y, OUT, &a, 0, ROWS, 0, OUT, NULL, scratch);
-    int good = 1;
-    for (int o = 0; o < OUT; o++)
-        good &= isfinite(y[o]) && y[OUT + o] == 0.0f && fabsf(y[2 * OUT + o]) < 1e-38f && !isfinite(y[3 * OUT + o]) &&
-                !isfinite(y[4 * OUT + o]);
-    check(good, kind == NF_LINEAR_BF16 ? "bf16: NaN and infinity show, zeros and denormals are quiet"
-                                       : "int8: NaN and infinity show, zeros and denormals are quiet");
+    a = nf_operand_in(memory, x, IN, ROWS, OUT);
+    nf_linear_prepare_gradient(&l, &a, 0, 0, ROWS);
+    nf_linear_tile_input(&l, dx, IN, &a, 0, ROWS, 0, 0, IN, NULL, scratch);
+    for (int back = 0; back < 2; back++) {
+        const int n = back ? IN : OUT;
+        const float *r = back ? dx : y;
+        int good = 1;
+        for (int o = 0; o < n; o++)
+            good &= isfinite(r[o]) && r[n + o] == 0.0f && fabsf(r[2 * n + o]) < 1e-38f && !isfinite(r[3 * n + o]) &&
+                    !isfinite(r[4 * n + o]);
+        snprintf(title, sizeof title, "%s %s %s: NaN and infinity show, zeros and denormals are quiet",
+                 kind == NF_LINEAR_BF16 ? "bf16" : "int8", form ? form->name : "widened", back ? "dX" : "forward");
+        check(good, title);
+    }
+    free(w), free(x), free(memory), free(scratch);
+}
+
+static void test_rounding(void) {
     uint16_t nan_bits, rounded[2];
     const float odd[2] = {1.00390625f, 1.01171875f}; /* halfway between two bf16: to even, down and up */
     const float nan_value = NAN;
@@ -422,22 +435,133 @@ static void test_hostile_operands(nf_linear_kind kind) {
     nf_to_bf16(rounded, odd, 2);
     check(isnan(bf16_value(nan_bits)) && bf16_value(rounded[0]) == 1.0 && bf16_value(rounded[1]) == 1.015625,
           "rounding to bf16");
-    free(w), free(x), free(memory), free(scratch);
+}
+
+/* A row of activations as int8, by definition. */
+static float plain_int8(int8_t *q, const float *x, const float *factor, int64_t n) {
+    float top = 0.0f;
+    for (int64_t i = 0; i < n; i++) top = fmaxf(top, fabsf(factor ? x[i] * factor[i] : x[i]));
+    for (int64_t i = 0; i < n; i++) {
+        volatile float step = (factor ? x[i] * factor[i] : x[i]) * (top < 1e-30f ? 0.0f : 127.0f / top); /* rounded by itself */
+        q[i] = (int8_t)rintf(step);
+    }
+    return top / 127.0f;
+}
+
+/* int8 gives the same bits in every form: whole numbers, and two products in a given order. */
+static void int8_shape(const nf_narrow_form *form, int64_t rows, int64_t out, int64_t in) {
+    float *x = new_floats(rows * in, 50), *dy = new_floats(rows * out, 51), *scale = new_floats(out, 52),
+          *wide = new_floats(out * in, 53);
+    float *y = new_floats(rows * out, 0), *dx = new_floats(rows * in, 0);
+    int8_t *w = malloc((size_t)(out * in)), *q = malloc((size_t)(in > out ? in : out));
+    for (int64_t i = 0; i < out * in; i++) w[i] = (int8_t)floorf(wide[i] * 128.0f); /* -128 too */
+    for (int64_t i = 0; i < rows * in; i += 5) x[i] = x[i] < 0.0f ? -1.0f : 1.0f;   /* the largest sums */
+    memset(w, -128, (size_t)in);
+    nf_linear l = nf_linear_of(NF_LINEAR_INT8, out, in, w, scale);
+    l.narrow = form;
+    int64_t widest = in > out ? in : out;
+    void *memory = malloc((size_t)nf_operand_bytes(rows, widest)),
+         *scratch = aligned_alloc(64, (size_t)(nf_linear_scratch(widest, 0) + 63) / 64 * 64);
+    nf_operand a = nf_operand_in(memory, x, in, rows, in);
+    nf_linear_prepare(&l, &a, 0, rows);
+    nf_linear_tile(&l, y, out, &a, 0, rows, 0, out, NULL, scratch);
+    a = nf_operand_in(memory, dy, out, rows, out);
+    nf_linear_prepare_gradient(&l, &a, 0, 0, rows);
+    nf_linear_tile_input(&l, dx, in, &a, 0, rows, 0, 0, in, NULL, scratch);
+    int same = 1;
+    for (int64_t t = 0; t < rows; t++) {
+        float of_row = plain_int8(q, x + t * in, NULL, in);
+        for (int64_t o = 0; o < out; o++) {
+            int32_t sum = 0;
+            for (int64_t i = 0; i < in; i++) sum += q[i] * w[o * in + i];
+            same &= y[t * out + o] == (float)sum * of_row * scale[o];
+        }
+        of_row = plain_int8(q, dy + t * out, scale, out);
+        for (int64_t i = 0; i < in; i++) {
+            int32_t sum = 0;
+            for (int64_t o = 0; o < out; o++) sum += q[o] * w[o * in + i];
+            same &= dx[t * in + i] == (float)sum * of_row;
+        }
+    }
+    snprintf(title, sizeof title, "int8 %s %dx%dx%d is exact", form->name, (int)rows, (int)out, (int)in);
+    check(same, title);
+    free(x), free(dy), free(scale), free(wide), free(y), free(dx), free(w), free(q), free(memory), free(scratch);
+}
+
+/* bf16: sums of the rounded values in float32, whatever multiplies them. */
+static void bf16_shape(const nf_narrow_form *form, int64_t rows, int64_t out, int64_t in) {
+    stored s = store(NF_LINEAR_BF16, out, in);
+    float *x = new_floats(rows * in, 54), *y = new_floats(rows * out, 0), *transposed = new_floats(rows * in, 0);
+    uint16_t *bits = malloc((size_t)(rows * in) * 2);
+    s.l.narrow = form;
+    nf_to_bf16(bits, x, rows * in);
+    double *xd = malloc((size_t)(rows * in) * 8), *expected = malloc((size_t)(rows * out) * 8);
+    for (int64_t i = 0; i < rows * in; i++) xd[i] = bf16_value(bits[i]), transposed[i % in * rows + i / in] = x[i];
+    for (int64_t i = 0; i < rows * out; i++) expected[i] = plain_product(0, 1, rows, out, in, xd, s.values, i / out, i % out);
+    void *memory = malloc((size_t)nf_operand_bytes(rows, in)),
+         *scratch = aligned_alloc(64, (size_t)(nf_linear_scratch(in, 0) + 63) / 64 * 64);
+    nf_operand a = nf_operand_in(memory, x, in, rows, in);
+    nf_linear_prepare(&s.l, &a, 0, rows);
+    nf_linear_tile(&s.l, y, out, &a, 0, rows, 0, out, NULL, scratch);
+    snprintf(title, sizeof title, "bf16 %s %dx%dx%d of rounded values", form->name, (int)rows, (int)out, (int)in);
+    check_close(title, y, expected, rows * out, LIMIT);
+    nf_operand from = {.x = transposed, .ld = rows, .width = rows, .prepared = a.prepared, .scale = a.scale};
+    nf_linear_prepare_transposed(&s.l, &from, in, 0, rows);
+    nf_linear_tile(&s.l, y, out, &a, 0, rows, 0, out, NULL, scratch);
+    check_close("  and from the transpose", y, expected, rows * out, LIMIT);
+    free(x), free(y), free(transposed), free(bits), free(xd), free(expected), free(memory), free(scratch), discard(&s);
+}
+
+/* What is written past the caches is what is written through them; lines that are not whole are among it. */
+static void test_past(const nf_narrow_form *form) {
+    enum { ROWS = 7, OUT = 33, IN = 80 };
+    stored s = store(NF_LINEAR_BF16, OUT, IN);
+    float *dy = new_floats(ROWS * OUT, 56), *dx[2];
+    s.l.narrow = form;
+    void *memory = malloc((size_t)nf_operand_bytes(ROWS, OUT)),
+         *scratch = aligned_alloc(64, (size_t)(nf_linear_scratch(IN, 0) + 63) / 64 * 64);
+    nf_operand a = nf_operand_in(memory, dy, OUT, ROWS, OUT);
+    nf_linear_prepare_gradient(&s.l, &a, 0, 0, ROWS);
+    for (int past = 0; past < 2; past++) {
+        nf_addend add = {.past = past};
+        dx[past] = aligned_alloc(64, ROWS * IN * sizeof(float));
+        nf_linear_tile_input(&s.l, dx[past], IN, &a, 0, ROWS, 0, 0, IN, &add, scratch);
+    }
+    snprintf(title, sizeof title, "bf16 %s: the same past the caches", form->name);
+    check(memcmp(dx[0], dx[1], ROWS * IN * sizeof(float)) == 0, title);
+    free(dy), free(dx[0]), free(dx[1]), free(memory), free(scratch), discard(&s);
+}
+
+static void linear_shapes(nf_linear_kind kind, const nf_narrow_form *form) {
+    linear_shape(kind, form, 1, 9, 5);
+    linear_shape(kind, form, 1, 70, 130);
+    linear_shape(kind, form, 13, 37, 67);
+    linear_shape(kind, form, 25, 64, 192);
+    linear_shape(kind, form, 14, 2100, 33); /* several blocks of the summed index */
+    linear_shape(kind, form, 3, 33, 2100);
+    linear_shape(kind, form, 8, 130, 33);
+    if (kind != NF_LINEAR_F32) test_hostile_operands(kind, form);
 }
 
 static void test_linear(void) {
-    for (nf_linear_kind kind = NF_LINEAR_F32; kind <= NF_LINEAR_INT8; kind++) {
-        for (int native = 0; native < 2; native++) {
-            linear_shape(kind, native, 1, 9, 5);
-            linear_shape(kind, native, 1, 70, 130);
-            linear_shape(kind, native, 13, 37, 67);
-            linear_shape(kind, native, 25, 64, 192);
-            linear_shape(kind, native, 14, 2100, 33); /* several blocks of the summed index */
-            linear_shape(kind, native, 3, 33, 2100);
-            linear_shape(kind, native, 8, 130, 33);
+    const nf_narrow_form *form;
+    for (nf_linear_kind kind = NF_LINEAR_F32; kind <= NF_LINEAR_INT8; kind++) linear_shapes(kind, NULL);
+    for (int i = 0; (form = nf_narrow_form_at(i)); i++) {
+        if (form->needs & ~nf_cpu_features()) {
+            printf("--    %s %s is not tested: this processor lacks it\n", form->int8 ? "int8" : "bf16", form->name);
+            continue;
         }
-        if (kind != NF_LINEAR_F32) test_hostile_operands(kind);
+        linear_shapes(form->int8 ? NF_LINEAR_INT8 : NF_LINEAR_BF16, form);
+        for (int64_t rows = 1; rows < 16; rows++) /* each number of rows of a register tile */
+            (form->int8 ? int8_shape : bf16_shape)(form, rows, 40 - rows, 60 + rows);
+        if (!form->int8) test_past(form);
+        (form->int8 ? int8_shape : bf16_shape)(form, 1, 67, 515);
+        (form->int8 ? int8_shape : bf16_shape)(form, 30, 67, 515);
     }
+    const nf_narrow_form *plain = nf_narrow_best(1, NF_HAS_AVX2 | NF_HAS_NEON);
+    check(!nf_narrow_best(0, 0) && (!plain || !(plain->needs & ~(unsigned)(NF_HAS_AVX2 | NF_HAS_NEON))),
+          "the best form needs no more than it may");
+    test_rounding();
 }
 
 /* -------- optimiser -------- */
@@ -446,8 +570,9 @@ static void test_adamw(void) {
     enum { N = 1000, STEPS = 5 };
     float *p = new_floats(N, 20), *g = new_floats(N, 21), *m = new_floats(N, 0), *v = new_floats(N, 0);
     double *dp = to_double(p, N), dm[N] = {0}, dv[N] = {0}, squares = 0.0;
+    uint16_t bits[N], rounded[N];
     for (int t = 1; t <= STEPS; t++) {
-        check(nf_adamw(p, g, m, v, N, t, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_OK, "adamw runs");
+        check(nf_adamw(p, bits, g, m, v, N, t, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_OK, "adamw runs");
         for (int i = 0; i < N; i++) {
             double grad = 0.5 * (double)g[i];
             dm[i] = 0.9 * dm[i] + 0.1 * grad;
@@ -457,7 +582,9 @@ static void test_adamw(void) {
         }
     }
     check_close("adamw after five steps", p, dp, N, LIMIT);
-    check(nf_adamw(p, g, m, v, N, 0, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_ERR_ARGUMENT, "adamw refuses step 0");
+    nf_to_bf16(rounded, p, N);
+    check(memcmp(bits, rounded, sizeof bits) == 0, "adamw rounds what it has made");
+    check(nf_adamw(p, NULL, g, m, v, N, 0, 1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5, 2) == NF_ERR_ARGUMENT, "adamw refuses step 0");
     double expected = 0.0;
     for (int i = 0; i < N; i++) expected += (double)g[i] * (double)g[i];
     for (int threads = 1; threads < 3; threads++) {

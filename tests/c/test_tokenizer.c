@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../../csrc/tokenizer/handle.h"
+#include "../../csrc/tokenizer/starts.h"
 #include "check.h"
 
 enum { BYTES = 256, MERGES = 6, PIECES = BYTES + MERGES };
@@ -125,6 +126,27 @@ static void test_wild_bytes(void) {
     check(ok, "any bytes are encoded, under every rule and form");
 }
 
+/* 64 places at once and word by word agree, on texts of every mixture of classes. */
+static void test_starts(void) {
+    static const nf_rule rules[] = {NF_RULE_GPT2, NF_RULE_LLAMA3, NF_RULE_QWEN2};
+    static const char alphabet[] = "abSTdlerv''   \n\r\t.,(12\xC2\xA0\xC3\xA9\xC5\xBF";
+    uint8_t text[NF_STARTS_BYTES + 64];
+    int ok = 1;
+    int64_t found = 0;
+    for (int round = 0; ok && round < 600000; round++) {
+        const nf_rule rule = rules[round % 3];
+        const uint64_t from = draw(sizeof alphabet - 1), kinds = draw(sizeof alphabet - 1 - from) + 1;
+        for (size_t i = 0; i < sizeof text; i++) text[i] = (uint8_t)alphabet[from + draw(kinds)];
+        const uint8_t *p = text, *end = text + sizeof text;
+        for (uint64_t starts = nf_word_starts(rule, p) & ~(uint64_t)1; ok && starts; starts &= starts - 1, found++) {
+            const uint8_t *stop = nf_word_end(rule, p, end);
+            ok = stop - text == __builtin_ctzll(starts);
+            p = stop;
+        }
+    }
+    check(ok && found > 1000000, "the starts of words, found together, are those found one by one");
+}
+
 static void test_refusals(void) {
     tiny t;
     nf_tokenizer *tokenizer;
@@ -189,6 +211,7 @@ static void test_forms(void) {
 int main(void) {
     test_merging();
     test_wild_bytes();
+    test_starts();
     test_refusals();
     test_maps();
     test_forms();

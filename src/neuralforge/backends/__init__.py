@@ -48,14 +48,18 @@ class Session(Protocol):
     Attributes:
         params: trainable values (LoRA A and B, or all weights); empty when train="none" and no LoRA.
         grads: gradients of the *summed* loss, same layout, added to by `loss_and_grads`; None when train="none".
+        rounded: the first `params.n_decay` values as bf16, where the backend multiplies trained values so; an optimiser
+            that has them at hand may fill it. None elsewhere.
     """
 
     params: ParamSet
     grads: ParamSet | None
+    rounded: npt.NDArray[np.uint16] | None
 
-    def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0) -> tuple[float, int]:
+    def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0, fresh: bool = False) -> tuple[float, int]:
         """Add the gradients of `batch` to `grads`; return (sum of the token losses in nats, trained tokens).
 
+        With `fresh` they take the place of what `grads` holds, which costs less than clearing it.
         `seed` decides the LoRA dropout mask; it is not used when lora_dropout is 0.
         """
 
@@ -78,8 +82,11 @@ class Session(Protocol):
         other. At most `max_tokens` of `open` at once.
         """
 
-    def update(self, params: ParamSet) -> None:
-        """Take over changed values of `params` (the same object as `self.params` is allowed)."""
+    def update(self, params: ParamSet, *, is_rounded: bool = False) -> None:
+        """Take over changed values of `params` (the same object as `self.params` is allowed).
+
+        `is_rounded` says that `rounded` holds them already.
+        """
 
     def close(self) -> None:
         """Free the engine's memory; the session cannot be used afterwards."""

@@ -15,7 +15,7 @@ from ..config import LoraConfig, ModelConfig, tensor_shapes
 from ..errors import BackendError, ConfigError, ModelError
 from ..lora import lora_shapes
 from ..models import inverse_frequencies
-from ..weights import BLOCKS, F32Array, ParamSet, Tensor, Weights
+from ..weights import BLOCKS, LINE, F32Array, ParamSet, Tensor, Weights, aligned
 from . import IntArray, MicroBatch
 
 name = "cpu"
@@ -167,10 +167,8 @@ def _check_finite(stored: Tensor, first_row: int = 0) -> None:
 def _converted(stored: Tensor, form: str) -> tuple[npt.NDArray[Any], F32Array | None]:
     """(values of a matrix as "bf16", "int8" or blocks, scales of int8), made piece by piece."""
     rows, width = stored.shape
-    if form == "bf16":
-        out: npt.NDArray[Any] = np.empty((rows, width), np.uint16)
-    else:
-        out = np.empty((rows, width), np.int8) if form == "int8" else np.empty((rows, _row_bytes(form, width)), np.uint8)
+    of_form = {"bf16": ((rows, width), np.uint16), "int8": ((rows, width), np.int8)}
+    out = aligned(*of_form.get(form, ((rows, _row_bytes(form, width)), np.uint8)))
     scales = np.empty(rows, np.float32) if form == "int8" else None
     for first, piece in _row_pieces(stored):
         _check_finite(piece, first)
@@ -183,6 +181,19 @@ def _converted(stored: Tensor, form: str) -> tuple[npt.NDArray[Any], F32Array | 
             out[part] = _core.to_blocks(piece.float32(), form)
         piece.forget()
     return out, scales
+
+
+def _in_lines(stored: Tensor) -> npt.NDArray[Any]:
+    """A matrix as it is stored, but copied where each of its rows would begin within a cache line and need not."""
+    data = np.ascontiguousarray(stored.data)
+    row_bytes = data.nbytes // data.shape[0]
+    if data.ctypes.data % LINE == 0 or row_bytes % LINE:
+        return data
+    copy = aligned(data.shape, data.dtype)
+    for first, piece in _row_pieces(stored):
+        copy[first : first + piece.data.shape[0]] = piece.data
+        piece.forget()
+    return copy
 
 
 class CpuSession:
@@ -205,11 +216,11 @@ class CpuSession:
         self.threads = threads or _core.available_threads()
         shape, self._frequencies = engine_shape(config, length=1)
         self._engine: _core.Engine | None = _core.Engine(shape, self._frequencies, threads=self.threads)
-        self._rounded = np.empty(0, np.uint16)  # trained matrices as the engine multiplies them, in the order of `params`
+        self.rounded: npt.NDArray[np.uint16] | None = None  # trained matrices as they are multiplied, in the order of `params`
         if train == "full":
             self.params = full_params(config)
             if dtype == "bf16":
-                self._rounded = np.empty(self.params.n_decay, np.uint16)
+                self.rounded = aligned((self.params.n_decay,), np.uint16)
         else:
             sizes = lora_shapes(config, lora) if lora else {}
             self.params = ParamSet(sizes, n_decay=sum(int(np.prod(s)) for s in sizes.values()))
@@ -256,7 +267,7 @@ class CpuSession:
         if form == STORED_AS.get(stored.dtype, stored.dtype):
             for first, piece in _row_pieces(stored):
                 _check_finite(piece, first)
-            data, scales = np.ascontiguousarray(stored.data), None
+            data, scales = _in_lines(stored), None
         else:
             data, scales = _converted(stored, form)
         if form in ("bf16", "int8"):
@@ -288,18 +299,18 @@ class CpuSession:
             self.engine.set_frequencies(frequencies)
             self._frequencies = frequencies
 
-    def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0) -> tuple[float, int]:
+    def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0, fresh: bool = False) -> tuple[float, int]:
         if self.grads is None:
             raise BackendError("this session was opened for inference, without gradients")
-        return self._step(batch, backward=True, seed=seed)
+        return self._step(batch, gradients="write" if fresh else "add", seed=seed)
 
     def loss(self, batch: MicroBatch) -> tuple[float, int]:
-        return self._step(batch, backward=False, seed=0)
+        return self._step(batch, gradients="none", seed=0)
 
-    def _step(self, batch: MicroBatch, *, backward: bool, seed: int) -> tuple[float, int]:
+    def _step(self, batch: MicroBatch, *, gradients: str, seed: int) -> tuple[float, int]:
         if self.config.rope.rope_type == "longrope":
             self._use_frequencies(int(np.diff(batch.bounds).max(initial=0)))
-        return self.engine.step(batch.tokens, batch.targets, batch.positions, batch.bounds, backward=backward, seed=seed)
+        return self.engine.step(batch.tokens, batch.targets, batch.positions, batch.bounds, gradients=gradients, seed=seed)
 
     def new_cache(self, max_length: int, *, dtype: str = "f32") -> _core.Cache:
         if dtype not in _core.CACHES:
@@ -318,20 +329,22 @@ class CpuSession:
             self._use_frequencies(max(cache.capacity for cache in caches))
         return self.engine.decode(caches, np.ascontiguousarray(tokens, np.int32))
 
-    def update(self, params: ParamSet) -> None:
+    def update(self, params: ParamSet, *, is_rounded: bool = False) -> None:
         if params is not self.params:
             self.params.flat[...] = params.flat
-        self._round()
+        if not is_rounded:
+            self._round()
 
     def _round(self) -> None:
         """Bring trained matrices into the form that the engine multiplies."""
-        if self._rounded.size:
-            _core.to_bf16(self.params.flat[: self._rounded.size], out=self._rounded)
+        if self.rounded is not None:
+            _core.to_bf16(self.params.flat[: self.rounded.size], out=self.rounded)
 
     def _rounded_of(self, tensor: str) -> npt.NDArray[np.uint16]:
+        assert self.rounded is not None
         values = self.params[tensor]
         offset = (values.ctypes.data - self.params.flat.ctypes.data) // values.itemsize
-        return self._rounded[offset : offset + values.size].reshape(values.shape)
+        return self.rounded[offset : offset + values.size].reshape(values.shape)
 
     def close(self) -> None:
         if self._engine is not None:

@@ -79,6 +79,8 @@ def _not_a_model(place: Path) -> ModelError:
         return ModelError(
             f"{place}: is a LoRA adapter, not a model", hint="give the base model, and this folder as its adapter"
         )
+    if "Manifest.json" in names:
+        return ModelError(f"{place}: is a Core ML package, which is only written", hint="give the model that it was made from")
     if any(n.endswith(".safetensors") for n in names):
         return ModelError(f"{place}: config.json is missing", hint="copy config.json of the model beside the weights")
     pickles = [n for n in names if is_pickle(place / n)]

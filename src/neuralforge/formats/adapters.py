@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters on disk, whatever their format. A module of this folder with `matches_adapter` and `load_adapter` is one."""
+"""Adapters on disk, whatever their format. A module of this folder with `matches_adapter` is one.
+
+It also has `load_adapter`, and `inspect_adapter`, which gives what the files say without a base: entries by the names of
+PEFT's config, and the stored tensors.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from typing import Any
 from ..config import ModelConfig
 from . import peft
 from .peft import Adapter
+
+_SHOWN = ("r", "lora_alpha", "target_modules", "use_rslora", "base_model_name_or_path")
 
 
 def load(path: str | Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
@@ -30,6 +36,27 @@ def load(path: str | Path, config: ModelConfig, *, base_fingerprint: str | None 
             found: Adapter = module.load_adapter(Path(path), config, base_fingerprint=base_fingerprint)
             return found
     return peft.load(path, config, base_fingerprint=base_fingerprint)  # says what is missing there
+
+
+def facts(path: str | Path) -> dict[str, Any] | None:
+    """What an adapter says of itself, without its base, by the names of PEFT's config; None where there is no adapter.
+
+    Raises:
+        AdapterError: damaged.
+    """
+    for module in readers():
+        found = module.inspect_adapter(Path(path)) if module.matches_adapter(Path(path)) else None
+        if found is not None:
+            entries, tensors = found
+            return {
+                "path": str(path),
+                "layout": next(iter(module.EXPORTS)),
+                **{name: entries.get(name) for name in _SHOWN},
+                "params": sum(t.size for t in tensors.values()),
+                "dtypes": sorted({t.dtype for t in tensors.values()}),
+                "bytes": sum(t.data.nbytes for t in tensors.values()),
+            }
+    return None
 
 
 def readers() -> list[Any]:

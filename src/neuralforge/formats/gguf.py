@@ -70,6 +70,13 @@ def gguf_name(stored: str) -> str:
     return f"blk.{layer}.{_BLOCK[module]}.{kind}"
 
 
+def module_name(name: str, arch: str) -> str:
+    """The module (q_proj, ...) of a tensor by GGUF's name; the name itself where there is none."""
+    stem = name.removeprefix("blk.").partition(".")[2].partition(".")[0]
+    places = [own for own, theirs in _BLOCK.items() if theirs == stem]
+    return places[-1 if arch == "phi3" else 0].split(".")[-1] if places else name  # ffn_up is fused in phi3
+
+
 def load(path: Path) -> Checkpoint:
     """Open a GGUF model.
 

@@ -15,9 +15,9 @@ from ..errors import AdapterError, AdapterMismatchError
 from ..gguf_file import DAMAGED, Entry, is_gguf
 from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
 from ..models.fields import Fields
-from ..weights import STORED, F32Array
+from ..weights import STORED, F32Array, Tensor
 from . import from_half, to_half
-from .gguf import gguf_name
+from .gguf import gguf_name, module_name
 from .gguf_write import ARCHITECTURE_OF, check, layout_of, packed
 from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
 from .peft import Adapter
@@ -70,6 +70,23 @@ def reading(name: str, path: Path, base: str) -> dict[str, Any]:
 def matches_adapter(path: Path) -> bool:
     """Whether this is a GGUF file."""
     return is_gguf(path)
+
+
+def inspect_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """See `adapters`; None for a model."""
+    file = gguf_file.read(path, error=AdapterError)
+    f = Fields(file.metadata, str(path), AdapterError)
+    if f.text("general.type", "model") != "adapter":
+        return None
+    ranks = [t.shape[0] for n, t in file.tensors.items() if n.endswith(_ENDS[0]) and len(t.shape) == 2]
+    values = {
+        "r": max(ranks, default=0),
+        "lora_alpha": f.number("adapter.lora.alpha"),
+        "target_modules": list(dict.fromkeys(module_name(n, f.text("general.architecture")) for n in file.tensors)),
+        "use_rslora": False,
+        "base_model_name_or_path": f.text("general.name", ""),
+    }
+    return values, file.tensors
 
 
 def load_adapter(path: Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:

@@ -60,6 +60,20 @@ def load(path: Path) -> Checkpoint:
     Raises:
         ModelError: something is missing, damaged, or of a kind that is not supported.
     """
+    config = config_of(path)
+    files = {name: path / name for name in _BESIDE if (path / name).is_file()}
+    config = _with_generation_ends(config, files.get("generation_config.json"))
+    weights_file, stored = _read_weights(path)
+    weights = _canonical(config, stored, str(weights_file))
+    return Checkpoint(str(path), config, complete(config, weights, source=str(weights_file)), files)
+
+
+def config_of(path: Path) -> ModelConfig:
+    """What the config.json of a folder says; no weights need be there.
+
+    Raises:
+        ModelError: it is missing, damaged, or of a kind that is not supported.
+    """
     config_file = path / "config.json"
     values = read_json(config_file)
     kind = values.get("model_type")
@@ -73,11 +87,8 @@ def load(path: Path) -> Checkpoint:
         module = family(kind)
     except ModelError as e:
         raise ModelError(f"{config_file}: {e.message}", hint=e.hint) from None
-    files = {name: path / name for name in _BESIDE if (path / name).is_file()}
-    config = _with_generation_ends(module.read_config(values, str(config_file)), files.get("generation_config.json"))
-    weights_file, stored = _read_weights(path)
-    weights = _canonical(config, stored, str(weights_file))
-    return Checkpoint(str(path), config, complete(config, weights, source=str(weights_file)), files)
+    config: ModelConfig = module.read_config(values, str(config_file))
+    return config
 
 
 def _with_generation_ends(config: ModelConfig, path: Path | None) -> ModelConfig:
@@ -145,7 +156,6 @@ def save_model(
     tensors: Mapping[str, F32Array],
     *,
     dtype: str = "F32",
-    extra_files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a model folder that transformers loads; the same values give the same bytes.
 
@@ -158,7 +168,6 @@ def save_model(
         config: the model.
         tensors: {canonical name: float32 array}, exactly those of the model.
         dtype: "F32", "F16" or "BF16" in the file.
-        extra_files: files to copy beside, by the name they get (tokenizer, chat template).
 
     Raises:
         ConfigError: unknown dtype, or a tensor is missing or unknown.
@@ -172,10 +181,6 @@ def save_model(
         what = "missing" if name in shapes else "not one of this model"
         raise ConfigError(f"{folder}: tensor {name!r} is {what}")
     folder = make_folder(folder)
-    for name, source in (extra_files or {}).items():
-        if name not in ("config.json", _WEIGHTS):
-            write_atomic(folder / name, read_bytes(source))
-
     stored = stored_parts(family(config.model_type).tensors(config))
     sizes = {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in stored.items()}
 
@@ -201,12 +206,19 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write a model folder with the files of the tokenizer and the chat template."""
     folder = make_folder(path)
+    save_words(model, folder)
+    save_model(folder, model.config, model.tensors, dtype=model.quant.upper())
+
+
+def save_words(model: Outgoing, folder: Path) -> None:
+    """Write the files of the tokenizer, what lies beside them in the base model, and the chat template."""
     extra = {n: p for n, p in model.files.items() if n not in ("tokenizer.gguf", "chat_template.json")}
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
         extra = {n: p for n, p in extra.items() if not (folder / n).exists()}
+    for name, source in extra.items():
+        write_atomic(folder / name, read_bytes(source))
     write_atomic(folder / "chat_template.jinja", model.template.encode())
-    save_model(folder, model.config, model.tensors, dtype=model.quant.upper(), extra_files=extra)
 
 
 def reading(name: str, path: Path, base: str) -> dict[str, Any]:

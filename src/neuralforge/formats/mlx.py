@@ -73,6 +73,22 @@ def matches_adapter(path: Path) -> bool:
     return (path / _WEIGHTS).is_file()
 
 
+def inspect_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """See `adapters`."""
+    entries = Fields(read_json(path / _CONFIG, error=AdapterError), str(path / _CONFIG), AdapterError)
+    tensors, _ = safetensors.read(path / _WEIGHTS, error=AdapterError)
+    parameters = entries.inner("lora_parameters")
+    r = parameters.whole("rank", most=4096)
+    values = {
+        "r": r,
+        "lora_alpha": parameters.number("scale") * r,
+        "target_modules": list(dict.fromkeys(name.split(".")[-2] for name in tensors if name.count(".") > 1)),
+        "use_rslora": False,
+        "base_model_name_or_path": entries.text("model", ""),
+    }
+    return values, tensors
+
+
 def load_adapter(path: Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
     """Read an adapter, strictly; see `adapters.load`. mlx-lm keeps no mark of the base."""
     entries = Fields(read_json(path / _CONFIG, error=AdapterError), str(path / _CONFIG), AdapterError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,23 @@ from .peft import Adapter
 RECORD = "neuralforge.json"
 VERIFIED = "neuralforge.verified"  # key of a GGUF file
 RECORD_BYTES = 400  # kept free in the file, because the result is known only after it was written
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A written file that is a program of its own: it is run instead of being loaded.
+
+    Attributes:
+        reader: what runs it, for people.
+        tokenizer: where the tokenizer's files lie.
+        context: tokens that it can hold.
+        rows: ids -> (places, (places, V) float32 logits after them).
+    """
+
+    reader: str
+    tokenizer: Path
+    context: int
+    rows: Callable[[Sequence[int]], tuple[list[int], F32Array]]
 
 
 class Lazy(Mapping[str, F32Array]):
@@ -124,9 +141,9 @@ def writers() -> dict[str, Any]:
 
     EXPORTS is {format: allowed values of quant, the usual one first}. `check_export(format, config, quant)` raises
     ConfigError for a model that the format cannot hold; `export(format, outgoing, path)` writes; `reading(format, path,
-    base)` says how to open it again (fields of `verify.Written`); `check_intended(name, intended)`, where there is one, raises
-    before training what `export` would raise after it; `cautions(format, outgoing)`, where there
-    is one, gives warnings for those who use the file.
+    base)` says how to open it again (fields of `verify.Written`). Where there are any, `check_intended(name, intended)` raises
+    before training what `export` would raise after it, `cautions(format, outgoing)` gives warnings for those who use the
+    file, and `add_record(path, text)` takes the place of the function of that name here.
     """
     package = importlib.import_module(__package__)
     modules = [importlib.import_module(f"{__package__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]

@@ -168,6 +168,11 @@ def matches_adapter(path: Path) -> bool:
     return (path / _CONFIG).is_file() and not (path / "adapters.safetensors").is_file()
 
 
+def inspect_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """See `adapters`."""
+    return read_json(path / _CONFIG, error=AdapterError), safetensors.read(path / _WEIGHTS, error=AdapterError)[0]
+
+
 def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
     """Read an adapter, strictly.
 

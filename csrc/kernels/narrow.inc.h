@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The body of products with narrow weights.  The file of an instruction family includes it once for each form, with
+     NF_NAME(x)           a name of its own for each function
+     NF_LABEL, NF_NEEDS   name and needs of the nf_narrow_form
+     NF_TARGET            a function attribute that turns the instructions on
+     NF_INT8              1 int8, 0 bf16
+     NF_SIZE              bytes of a prepared element: 4 / NF_SIZE neighbours are a unit
+     NF_OFFSET            what is added to prepared int8
+     NF_ROWS              rows of a register tile
+     NF_ADD(sum, x, w)    *sum += the products of NF_W units
+     NF_UNITS(row, left)  NF_W units from the `left` bytes at `row` of a weight, 0 behind them
+     NF_ACROSS(to, w, apart, rows, cols)  a unit of each column of two vectors of them, from rows that are `apart` bytes apart
+     NF_PUT(to, v)        NF_W prepared elements, from float32 for bf16 and from whole numbers for int8
+     NF_SUMS              where it is defined, a function in place of the one below that multiplies a group of rows
+   The family gives NF_W, the vectors vf and vi of NF_W lanes, floats_at, put_floats, put_past (past the caches) and past_done,
+   sum_of_floats, sum_of_units, splat, whole, larger and transpose.  What belongs to a form is undefined at the end. */
+
+#define NF_FORM static inline __attribute__((always_inline)) NF_TARGET
+
+enum { NF_NAME(ELEMENTS) = 4 / NF_SIZE, NF_NAME(W_SIZE) = NF_INT8 ? 1 : 2, NF_NAME(COLUMNS) = 2 * NF_W };
+
+/* -------- activations -------- */
+
+#if NF_INT8
+NF_FORM vf NF_NAME(scaled)(const float *x, const float *factor, int64_t i, int64_t width) {
+    vf v = floats_at(x + i, width - i);
+    return factor ? v * floats_at(factor + i, width - i) : v;
+}
+
+/* The largest magnitude of a row; *broken is set where a value is not finite. */
+NF_FORM float NF_NAME(largest)(const float *x, const float *factor, int64_t width, int *broken) {
+    const vi magnitude = splat(0x7fffffff);
+    vi high[4] = {splat(0), splat(0), splat(0), splat(0)};
+    int32_t lanes[NF_W], top = 0;
+    float value;
+    /* As integers: magnitudes have the order of their bits, and what is not finite is above all others. */
+    for (int64_t i = 0; i < width; i += 4 * NF_W)
+        for (int k = 0; k < 4; k++) high[k] = larger(high[k], (vi)NF_NAME(scaled)(x, factor, i + NF_W * k, width) & magnitude);
+    high[0] = larger(larger(high[0], high[1]), larger(high[2], high[3]));
+    memcpy(lanes, high, sizeof lanes);
+    for (int k = 0; k < NF_W; k++) top = lanes[k] > top ? lanes[k] : top;
+    *broken = top >= 0x7f800000;
+    memcpy(&value, &top, sizeof value);
+    return value;
+}
+
+static NF_TARGET void NF_NAME(prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
+                                       int64_t width) {
+    const int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
+    char *to = out;
+    for (int64_t t = 0; t < rows; t++, to += stride * NF_SIZE, x += ldx) {
+        int broken;
+        float top = NF_NAME(largest)(x, factor, width, &broken);
+        int quiet = broken || top < NF_NARROW_SMALLEST;
+        const float inverse = quiet ? 0.0f : 127.0f / top;
+        scale[t] = broken ? NAN : top / 127.0f;
+        for (int64_t i = 0; i < filled; i += NF_W)
+            NF_PUT(to + i * NF_SIZE, quiet ? splat(0) : whole(NF_NAME(scaled)(x, factor, i, width) * inverse));
+    }
+}
+#else
+static NF_TARGET void NF_NAME(prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
+                                       int64_t width) {
+    const int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
+    uint16_t *to = out;
+    (void)scale, (void)factor;
+    for (int64_t t = 0; t < rows; t++, to += stride, x += ldx)
+        for (int64_t i = 0; i < filled; i += NF_W) NF_PUT(to + i, floats_at(x + i, width - i));
+}
+
+static NF_TARGET void NF_NAME(prepare_transposed)(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t cols) {
+    const int64_t stride = nf_narrow_stride(rows), filled = stride - STEP;
+    for (int64_t c = 0; c < cols; c += NF_W)
+        for (int64_t t = 0; t < filled; t += NF_W) {
+            vi r[NF_W];
+            for (int k = 0; k < NF_W; k++) r[k] = t + k < rows ? (vi)floats_at(x + (t + k) * ldx + c, cols - c) : splat(0);
+            transpose(r);
+            for (int k = 0; k < NF_W && c + k < cols; k++) NF_PUT(out + (c + k) * stride + t, (vf)r[k]);
+        }
+}
+#endif
+
+/* -------- panels: (units, 2) vectors -------- */
+
+/* Unit u of column c is the elements from ELEMENTS * u on of row c of w, which has n of them; `cols` rows count. */
+static NF_TARGET void NF_NAME(panel_of_rows)(vi *panel, const char *w, int64_t apart, int64_t n, int64_t cols) {
+    const int64_t step = NF_W * NF_NAME(ELEMENTS);
+    for (int half = 0; half < 2; half++)
+        for (int64_t at = 0; at < n; at += step) {
+            vi r[NF_W], *to = panel + at / NF_NAME(ELEMENTS) * 2 + half;
+            const char *from = w + NF_W * half * apart + at * NF_NAME(W_SIZE);
+            for (int c = 0; c < NF_W; c++)
+                r[c] = NF_W * half + c < cols ? NF_UNITS(from + c * apart, (n - at) * NF_NAME(W_SIZE)) : splat(0);
+            transpose(r);
+            for (int u = 0; u < NF_W; u++) to[2 * u] = r[u];
+        }
+}
+
+/* Unit u of column c is the rows from ELEMENTS * u on of that column, 0 behind n of them. */
+static NF_TARGET void NF_NAME(panel_of_columns)(vi *panel, const char *w, int64_t apart, int64_t n, int64_t units,
+                                                int64_t cols) {
+    for (int64_t u = 0; u < units; u++, w += NF_NAME(ELEMENTS) * apart)
+        NF_ACROSS(panel + 2 * u, w, apart, n - u * NF_NAME(ELEMENTS), cols);
+}
+
+/* -------- the product of some rows with a panel -------- */
+
+NF_FORM vi NF_NAME(unit_of)(const char *row, int64_t u) {
+    int32_t unit;
+    memcpy(&unit, row + 4 * u, sizeof unit);
+    return splat(unit);
+}
+
+/* y = sums + what is added, for `rows` rows. */
+NF_FORM void NF_NAME(put_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
+    const nf_addend *add = &t->add;
+    for (int64_t k = 0; k < add->r; k++) {
+        const float *u = add->u + row * add->ldu + k, *v = add->v + k * NF_NAME(COLUMNS);
+        vf left = floats_at(v, NF_W), right = floats_at(v + NF_W, NF_W);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            sums[r][0] += u[r * add->ldu] * left;
+            sums[r][1] += u[r * add->ldu] * right;
+        }
+    }
+    for (int half = 0; half < 2; half++) {
+        const int64_t at = NF_W * half, some = t->cols - at;
+        vf bias = add->bias ? floats_at(add->bias + at, some) : (vf)splat(0);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            vf value = sums[r][half] + bias;
+            if (add->start) value += floats_at(add->start + (row + r) * add->ld + at, some);
+            if (t->past)
+                put_past(t->y + (row + r) * t->ldy + at, value);
+            else
+                put_floats(t->y + (row + r) * t->ldy + at, value, some);
+        }
+    }
+}
+
+#ifndef NF_SUMS
+#define NF_SUMS NF_NAME(sums)
+/* What comes next is asked for line by line, so that the sums never wait for memory. */
+NF_FORM void NF_NAME(sums)(const tile *t, const char *const *a, vi sums[NF_ROWS][2], const int rows, request next) {
+    const vi *panel = t->panel;
+    for (int64_t u = 0; u < t->units; u++) {
+        vi left = panel[2 * u], right = panel[2 * u + 1];
+        if (u % UNITS_PER_LINE == 0 && next.left > 0) ask(&next);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            vi x = NF_NAME(unit_of)(a[r], u);
+            NF_ADD(&sums[r][0], x, left);
+            NF_ADD(&sums[r][1], x, right);
+        }
+    }
+}
+#endif
+
+NF_FORM vf NF_NAME(column_scale)(const tile *t, int half) {
+    return t->w_scale ? floats_at(t->w_scale + NF_W * half, t->cols - NF_W * half) : __builtin_convertvector(splat(1), vf);
+}
+
+NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, const vi offset[2], request next) {
+    vi sums[NF_ROWS][2];
+    vf values[NF_ROWS][2];
+    const char *a[NF_ROWS];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        sums[r][0] = offset[0], sums[r][1] = offset[1];
+        a[r] = t->a + (row + r) * t->a_stride;
+        for (int half = 0; half < 2 && !t->past; half++) /* the place of the result: it is written when the sums are done */
+            __builtin_prefetch(t->y + (row + r) * t->ldy + NF_W * half, 0, 3);
+    }
+    NF_SUMS(t, a, sums, rows, next);
+    const vf scale[2] = {NF_NAME(column_scale)(t, 0), NF_NAME(column_scale)(t, 1)};
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+        for (int half = 0; half < 2; half++)
+            values[r][half] =
+                NF_INT8 ? __builtin_convertvector(sums[r][half], vf) * t->a_scale[row + r] * scale[half] : (vf)sums[r][half];
+    NF_NAME(put_rows)(t, row, rows, values);
+}
+
+/* What the offset of the activations adds to each sum, taken away before it begins. */
+NF_FORM void NF_NAME(take_offset)(const tile *t, vi start[2]) {
+    const vi *panel = t->panel;
+    vi sums[2] = {splat(0), splat(0)};
+    for (int64_t u = 0; u < t->units; u++)
+        for (int half = 0; half < 2; half++) NF_ADD(&sums[half], splat(0x01010101), panel[2 * u + half]);
+    for (int half = 0; half < 2; half++) start[half] = sums[half] * -NF_OFFSET;
+}
+
+static NF_TARGET void NF_NAME(multiply)(const tile *t, int64_t rows) {
+    vi start[2] = {splat(0), splat(0)};
+    if (NF_OFFSET) NF_NAME(take_offset)(t, start);
+    for (int64_t row = 0; row < rows; row += NF_ROWS) {
+        request next = share_of(&t->next, row / NF_ROWS, (rows + NF_ROWS - 1) / NF_ROWS);
+#define NF_CASE(n)                                                                                                             \
+    case n:                                                                                                                    \
+        NF_NAME(multiply_rows)(t, row, n < NF_ROWS ? n : NF_ROWS, start, next);                                                \
+        break;
+        switch (min64(NF_ROWS, rows - row)) { /* a constant number in each case */
+            NF_CASE(1)
+            NF_CASE(2)
+            NF_CASE(3)
+            NF_CASE(4)
+#if NF_ROWS > 4
+            NF_CASE(5)
+            NF_CASE(6)
+#endif
+#if NF_ROWS > 6
+            NF_CASE(7)
+            NF_CASE(8)
+            NF_CASE(9)
+            NF_CASE(10)
+            NF_CASE(11)
+            NF_CASE(12)
+#endif
+        }
+#undef NF_CASE
+    }
+}
+
+/* -------- one row of activations: each weight is used once, so it is read where it lies -------- */
+
+NF_FORM void NF_NAME(dots)(const nf_narrow *n, float *y, const char *a, const float *a_scale, int64_t o, const int count) {
+    const int64_t size = NF_NAME(W_SIZE), apart = n->ld * size, step = NF_W * NF_NAME(ELEMENTS);
+    const char *w = (const char *)n->w + o * apart;
+    vi sums[AT_ONCE], of_w[AT_ONCE];
+#pragma GCC unroll 12
+    for (int c = 0; c < AT_ONCE; c++) sums[c] = of_w[c] = splat(0);
+    for (int64_t at = 0; at < n->in; at += step) {
+        vi x;
+        memcpy(&x, a + at * NF_SIZE, sizeof x);
+#pragma GCC unroll 12
+        for (int c = 0; c < count; c++) {
+            const char *from = w + c * apart + at * size;
+            if (at * size % LINE == 0) __builtin_prefetch(from + AHEAD, 0, 3);
+            vi row = NF_UNITS(from, (n->in - at) * size);
+            NF_ADD(&sums[c], x, row);
+            if (NF_OFFSET) NF_ADD(&of_w[c], splat(0x01010101), row);
+        }
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < count; c++)
+        y[c] = NF_INT8 ? (float)(sum_of_units(sums[c]) - NF_OFFSET * sum_of_units(of_w[c])) * *a_scale * n->scale[o + c]
+                       : sum_of_floats((vf)sums[c]);
+}
+
+static NF_TARGET void NF_NAME(one_row)(const nf_narrow *n, float *y, const void *a, const float *a_scale, int64_t o0,
+                                       int64_t o1, const nf_addend *add) {
+    float sums[AT_ONCE];
+    for (int64_t o = o0; o < o1; o += AT_ONCE) {
+        int64_t count = min64(AT_ONCE, o1 - o);
+        if (count == AT_ONCE)
+            NF_NAME(dots)(n, sums, a, a_scale, o, AT_ONCE);
+        else
+            for (int64_t c = 0; c < count; c++) NF_NAME(dots)(n, sums + c, a, a_scale, o + c, 1);
+        for (int64_t i = 0, c = o - o0; i < count; i++, c++) {
+            float value = sums[i] + (add->bias ? add->bias[c] : 0.0f) + (add->start ? add->start[c] : 0.0f);
+            for (int64_t k = 0; k < add->r; k++) value += add->scale * add->u[k] * add->v[k * add->v_k + c * add->v_c];
+            y[c] = value;
+        }
+    }
+}
+
+/* -------- all panels of a tile -------- */
+
+/* An even number, for instructions that take two units at once. */
+NF_FORM int64_t NF_NAME(units_of)(int64_t n) { return ((n + NF_NAME(ELEMENTS) - 1) / NF_NAME(ELEMENTS) + 1) & ~1ll; }
+
+static NF_TARGET void NF_NAME(forward)(const nf_narrow *n, float *y, int64_t ldy, const void *a, const float *a_scale,
+                                       int64_t rows, int64_t o0, int64_t o1, const nf_addend *add, void *scratch) {
+    const int64_t COLUMNS = NF_NAME(COLUMNS), size = NF_NAME(W_SIZE), apart = n->ld * size, block = BLOCK / size;
+    if (rows == 1) {
+        NF_NAME(one_row)(n, y, a, a_scale, o0, o1, add);
+        return;
+    }
+    tile t = {.ldy = ldy, .a_stride = nf_narrow_stride(n->in) * NF_SIZE, .a_scale = a_scale, .panel = scratch};
+    for (int64_t o = o0; o < o1; o += COLUMNS) {
+        const char *w = (const char *)n->w + o * apart;
+        t.y = y + (o - o0), t.cols = min64(COLUMNS, o1 - o), t.w_scale = NF_INT8 ? n->scale + o : NULL;
+        t.add = addend_at(add, o - o0, t.cols, COLUMNS, behind_panel(scratch, n->in));
+        for (int64_t k = 0; k < n->in; k += block) {
+            int64_t part = min64(block, n->in - k), last = k + block >= n->in;
+            t.a = (const char *)a + k * NF_SIZE, t.units = NF_NAME(units_of)(part);
+            const char *next = last ? w + COLUMNS * apart : w + (k + block) * size;
+            t.next = (source){0};
+            if (!last || o + COLUMNS < n->out)
+                t.next = (source){next, last ? min64(COLUMNS, n->out - o - COLUMNS) : t.cols, (part * size + LINE - 1) / LINE,
+                                  apart};
+            NF_NAME(panel_of_rows)(scratch, w + k * size, apart, part, t.cols);
+            NF_NAME(multiply)(&t, rows);
+            t.add = (nf_addend){.start = t.y, .ld = ldy};
+        }
+    }
+}
+
+static NF_TARGET void NF_NAME(input)(const nf_narrow *n, float *dx, int64_t lddx, const void *a, const float *a_scale,
+                                     int64_t rows, int64_t o0, int64_t o1, int64_t i0, int64_t i1, const nf_addend *add,
+                                     void *scratch) {
+    const int64_t COLUMNS = NF_NAME(COLUMNS), size = NF_NAME(W_SIZE), apart = n->ld * size, block = BLOCK / size;
+    const int64_t width = o1 - o0;
+    tile t = {.ldy = lddx, .a_stride = nf_narrow_stride(width) * NF_SIZE, .a_scale = a_scale, .panel = scratch};
+    for (int64_t i = i0; i < i1; i += COLUMNS) {
+        const char *w = (const char *)n->w + o0 * apart + i * size;
+        t.y = dx + (i - i0), t.cols = min64(COLUMNS, i1 - i);
+        t.past = add->past && width <= block && t.cols == COLUMNS && (uintptr_t)t.y % LINE == 0 && lddx * 4 % LINE == 0;
+        t.add = addend_at(add, i - i0, t.cols, COLUMNS, behind_panel(scratch, width));
+        for (int64_t k = 0; k < width; k += block) {
+            int64_t part = min64(block, width - k), last = k + block >= width;
+            t.a = (const char *)a + k * NF_SIZE, t.units = NF_NAME(units_of)(part);
+            t.next = (source){0};
+            if (!last) t.next = (source){w + (k + block) * apart, min64(block, width - k - block), 1, apart};
+            if (last && i + COLUMNS < n->in) t.next = (source){w + COLUMNS * size, min64(block, width), 1, apart};
+            NF_NAME(panel_of_columns)(scratch, w + k * apart, apart, part, t.units, t.cols);
+            NF_NAME(multiply)(&t, rows);
+            t.add = (nf_addend){.start = t.y, .ld = lddx};
+        }
+    }
+    if (add->past) past_done();
+}
+
+static const nf_narrow_form NF_NAME(form) = {
+    .name = NF_LABEL,
+    .needs = NF_NEEDS,
+    .int8 = NF_INT8,
+    .size = NF_SIZE,
+    .prepare = NF_NAME(prepare),
+#if !NF_INT8
+    .prepare_transposed = NF_NAME(prepare_transposed),
+#endif
+    .forward = NF_NAME(forward),
+    .input = NF_NAME(input),
+};
+
+#undef NF_FORM
+#undef NF_NAME
+#undef NF_LABEL
+#undef NF_NEEDS
+#undef NF_TARGET
+#undef NF_INT8
+#undef NF_SIZE
+#undef NF_OFFSET
+#undef NF_ROWS
+#undef NF_ADD
+#undef NF_UNITS
+#undef NF_ACROSS
+#undef NF_PUT
+#undef NF_SUMS
