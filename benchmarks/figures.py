@@ -39,6 +39,7 @@ RUNS = {
     "documents.py": ("--rounds 2",),
     "tokenizer.py": ("--threads 1 --libraries neuralforge,fastokens,gigatoken,kitoken",),
     "ingest.py": ("--rounds 2",),
+    "export.py": ("",),
     "import.py": ("",),
 }
 

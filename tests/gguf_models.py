@@ -16,11 +16,12 @@ from neuralforge.formats.gguf import gguf_name
 BLOCK_SIZES = {"Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32}
 
 
-def write_llama(path: Path, folder: Path, *, dtype: str = "F32", **keys: Any) -> dict[str, np.ndarray]:
+def write_llama(path: Path, folder: Path, *, dtype: str = "F32", per_file: int = 0, **keys: Any) -> dict[str, np.ndarray]:
     """Write a Hugging Face Llama folder as GGUF; returns the values that a reader must see, by canonical name.
 
     Args:
         dtype: of the matrices: F32, F16, BF16 or a block type that the gguf package can write.
+        per_file: tensors of a part, where the model is to be cut into several files.
         keys: more metadata; a key of None is left out.
     """
     import gguf
@@ -28,7 +29,7 @@ def write_llama(path: Path, folder: Path, *, dtype: str = "F32", **keys: Any) ->
 
     model = formats.load(folder)
     c = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=per_file)
     values = {
         "llama.context_length": c.max_position_embeddings,
         "llama.embedding_length": c.hidden_size,

@@ -393,7 +393,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "adapter with DoRA": (
         lambda p: p.generate("--adapter", p.adapter(use_dora=True)),
         MODEL,
-        ("adapter_config.json", "use_dora"),
+        ("safetensors", "lora_magnitude_vector of DoRA is missing"),
     ),
     "adapter of another rank": (lambda p: p.generate("--adapter", p.adapter(r=3)), MODEL, ("safetensors", "rank 16", "3")),
     "adapter cut off": (

@@ -65,6 +65,59 @@ def test_every_block_type_has_the_values_of_the_gguf_package(dtype: str) -> None
         np.testing.assert_array_equal(tensor.float32(), quants.dequantize(rows, GGMLQuantizationType[dtype]))
 
 
+@pytest.fixture
+def parts(tmp_path: Path, tiny_llama: Callable[..., Path]) -> list[Path]:
+    """A model that the gguf package cut into three files."""
+    (tmp_path / "cut").mkdir()
+    g.write_llama(tmp_path / "cut" / "m.gguf", tiny_llama(**TINY), per_file=8)
+    return sorted((tmp_path / "cut").iterdir())
+
+
+def test_a_model_in_several_files_is_read(tmp_path: Path, parts: list[Path]) -> None:
+    assert [p.name for p in parts] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    expected = g.write_llama(tmp_path / "whole.gguf", tmp_path / "tiny")
+    model, whole = (load(p) for p in (parts[0], tmp_path / "whole.gguf"))
+    assert model.config == whole.config and list(model.weights) == list(whole.weights)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(model.weights[name].data, value)
+        assert not model.weights[name].data.flags.owndata
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p[1].unlink(), r"m-00002-of-00003\.gguf: no such file; 1 of 3 parts are missing"),
+        (lambda p: p[0].rename(p[0].with_name("m.gguf")), r"m\.gguf: is a part of 3 of a model under another name"),
+        (lambda p: p[0].write_bytes(p[2].read_bytes()), r"m-00001-of-00003\.gguf: split\.no=2: is not part 1 of 3"),
+        (lambda p: p[1].write_bytes(p[2].read_bytes()), r"m-00002-of-00003\.gguf: split\.no=2: is not part 2 of 3"),
+        (lambda p: p[2].write_bytes(p[2].read_bytes()[:-64]), r"m-00003-of-00003\.gguf: "),
+        (lambda p: g.write_llama(p[2].with_name("m.gguf"), p[0].parents[1] / "tiny", per_file=9), "is in an earlier part too"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_named(parts: list[Path], damage: Callable[[list[Path]], object], message: str) -> None:
+    first, kept = parts[0], parts[2].read_bytes()
+    damage(parts)
+    if "earlier" in message:
+        parts[2].write_bytes(kept)  # the first two of another cut
+    place = first if first.is_file() else first.with_name("m.gguf")
+    with pytest.raises(ModelError, match=message) as caught:
+        load(place)
+    assert caught.value.hint
+
+
+def test_another_part_names_the_first(parts: list[Path]) -> None:
+    with pytest.raises(ModelError, match=r"m-00002-of-00003\.gguf: is part 2 of 3") as caught:
+        load(parts[1])
+    assert caught.value.hint == "give the first part: m-00001-of-00003.gguf"
+
+
+def test_a_part_with_fewer_tensors_than_the_first_says_is_refused(tmp_path: Path, parts: list[Path]) -> None:
+    entries = [g.entry("split.no", 2, struct.pack("<H", 2)), g.entry("split.count", 2, struct.pack("<H", 3))]
+    parts[2].write_bytes(g.file(entries))
+    with pytest.raises(ModelError, match="its 3 parts hold 16 tensors instead of 21"):
+        load(parts[0])
+
+
 def test_tensors_are_views_of_the_file(tmp_path: Path, tiny_llama: Callable[..., Path]) -> None:
     path = tmp_path / "model.gguf"
     g.write_llama(path, tiny_llama(**TINY))
@@ -82,7 +135,7 @@ def test_tensors_are_views_of_the_file(tmp_path: Path, tiny_llama: Callable[...,
         ({"llama.block_count": 1}, "not known: blk.1."),
         ({"llama.attention.head_count_kv": 3}, "must divide"),
         ({"llama.expert_count": 8}, "mixture of experts"),
-        ({"split.count": 2}, "one part of a model"),
+        ({"split.count": 2}, "is a part of 2 of a model under another name"),
         ({"llama.attention.key_length": 15}, "must be even"),
         ({"llama.attention.value_length": 8}, "must be even, and that of the values too"),
         ({"llama.feed_forward_length": 97}, "of a wrong shape"),

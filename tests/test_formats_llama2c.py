@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama2.c checkpoints: every layout of version 0, version 1, and files that are neither."""
+"""llama2.c checkpoints: every layout of version 0, versions 1 and 2, and files that are none of these."""
 
 from __future__ import annotations
 
@@ -57,6 +57,34 @@ def header(vocab: int = VOCAB, *, seq: int = SEQ, dim: int = DIM, heads: int = H
 def v1(*, version: int = 1, vocab: int = VOCAB, shared: int = 1, order: list[str] = V1) -> bytes:
     head = b"24ka" + struct.pack("<i", version) + header(vocab) + bytes([shared])
     return head.ljust(256, b"\0") + body(order)
+
+
+def v2(*, group: int = 8, shared: int = 1) -> bytes:
+    """Version 2 by its formula, with a group given in the header that need not be the one that is used, 8."""
+    v, pieces = values(), []
+    for kind in ["attention_norm", "ffn_norm", "norm", *V1[3:], *([] if shared else ["head"])]:
+        names = [f"model.layers.{i}.{BLOCK[kind][0]}" for i in range(LAYERS)] if kind in BLOCK else [WHOLE[kind][0]]
+        for tensor in (v[f"{name}.weight"] for name in names):
+            if tensor.ndim == 1:
+                pieces.append(tensor.tobytes())
+                continue
+            rows = tensor.reshape(-1, 8)
+            scales = np.abs(rows).max(axis=1, keepdims=True) / 127
+            pieces += [np.round(rows / scales).astype(np.int8).tobytes(), scales.astype(np.float32).tobytes()]
+    head = b"24ka" + struct.pack("<i", 2) + header() + bytes([shared]) + struct.pack("<i", group)
+    return head.ljust(256, b"\0") + b"".join(pieces)
+
+
+@pytest.mark.parametrize("shared_head", [0, 1])
+def test_version_2_gives_the_values_to_half_a_level(tmp_path: Path, shared_head: int) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(v2(shared=shared_head))
+    model = load(path)
+    assert model.config.tie_word_embeddings is bool(shared_head) and len(model.weights) == 21 - shared_head
+    for name, tensor in model.weights.items():
+        wanted = values()[name]
+        level = 0 if wanted.ndim == 1 else np.repeat(np.abs(wanted.reshape(-1, 8)).max(axis=1) / 127, 8).reshape(wanted.shape)
+        assert (np.abs(tensor.float32() - wanted) <= 0.501 * level).all()  # half a level, and the scale's own rounding
 
 
 @pytest.mark.parametrize(
@@ -132,7 +160,11 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "version 1 without its head": (lambda: v1(shared=0), "asks for"),
     "version 1 negative vocabulary": (lambda: v1(vocab=-VOCAB), "damaged header"),
     "version 1 shared is neither": (lambda: v1(shared=7), "shared=7"),
-    "version 2": (lambda: v1(version=2), r"version 2 \(int8\) is not read"),
+    "version 2 cut off": (lambda: v2()[:-4], "asks for"),
+    "version 2 without groups": (lambda: v2(group=0), "groups of 0 values"),
+    "version 2 groups across rows": (lambda: v2(group=3), "groups of 3 values"),
+    "version 2 negative groups": (lambda: v2(group=-8), "groups of -8 values"),
+    "version 2 infinite scale": (lambda: v2()[:-4] + struct.pack("<f", np.inf), "up_proj.weight has a scale that is NaN"),
     "version 9": (lambda: v1(version=9), "version 9 is not read"),
     "pickle": (lambda: b"PK\x03\x04" + b"\0" * 100, "pickle"),
     "old pickle": (lambda: b"\x80\x02\x8a\x0a" + b"\0" * 100, "pickle"),

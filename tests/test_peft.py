@@ -19,7 +19,8 @@ from neuralforge.errors import AdapterError, AdapterMismatchError
 from neuralforge.formats import load as load_model
 from neuralforge.formats import peft as ours
 from neuralforge.formats.peft import Adapter
-from neuralforge.lora import base_fingerprint, merge, new_params, stored_linears
+from neuralforge.lora import base_fingerprint, merge, merged, new_params, stored_linears
+from neuralforge.weights import Tensor
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MODEL = ModelConfig(
@@ -188,6 +189,24 @@ def _pickle(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
 
 
+MAGNITUDE = A0.replace("lora_A.weight", "lora_magnitude_vector")
+
+
+def _dora(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    """Make DoRA of the adapter, then change its tensors."""
+
+    def apply(folder: Path) -> None:
+        def add(tensors: dict[str, np.ndarray]) -> None:
+            for name in [n for n in tensors if n.endswith("lora_B.weight")]:
+                tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = np.ones(len(tensors[name]), np.float32)
+            change(tensors)
+
+        edit_config(folder, use_dora=True)
+        edit_tensors(folder, add)
+
+    return apply
+
+
 # what is done to a good adapter -> (file that the message names, words of the message, error)
 BAD: dict[str, tuple[Callable[[Path], object], str, str, type[AdapterError]]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), CONFIG, "no such file", AdapterError),
@@ -198,7 +217,20 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str, type[AdapterError]]] = 
     "weights cut off": (_cut(WEIGHTS, -4), WEIGHTS, "ends at byte", AdapterError),
     "not LoRA": (_config(peft_type="IA3"), CONFIG, "peft_type='IA3'", AdapterError),
     "no peft_type": (_config(peft_type=None), CONFIG, "peft_type is missing", AdapterError),
-    "DoRA": (_config(use_dora=True), CONFIG, "use_dora", AdapterError),
+    "DoRA without magnitudes": (_config(use_dora=True), WEIGHTS, "lora_magnitude_vector of DoRA is missing", AdapterError),
+    "DoRA with one too many": (
+        _dora(lambda t: t.update({MAGNITUDE.replace("q_", "k_"): np.ones(16, np.float32)})),
+        WEIGHTS,
+        "without use_dora or a pair",
+        AdapterError,
+    ),
+    "a magnitude too short": (
+        _dora(lambda t: t.update({MAGNITUDE: t[MAGNITUDE][1:]})),
+        WEIGHTS,
+        "[31], this base",
+        AdapterMismatchError,
+    ),
+    "a magnitude that is NaN": (_dora(lambda t: t[MAGNITUDE].fill(np.nan)), WEIGHTS, "holds NaN or infinite", AdapterError),
     "another rank in a pattern": (_config(rank_pattern={"q_proj": 8}), WEIGHTS, "rank 4, but", AdapterError),
     "a pattern of signs": (_config(alpha_pattern={"(a+)+q_proj": 8}), CONFIG, "alpha_pattern", AdapterError),
     "an alpha that is a word": (_config(alpha_pattern={"q_proj": "x"}), CONFIG, "alpha_pattern.q_proj='x'", AdapterError),
@@ -229,7 +261,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str, type[AdapterError]]] = 
     "whole numbers": (_put(A0, (4, 32), np.int32), WEIGHTS, "is I32", AdapterError),
     "NaN": (_tensors(lambda t: t[B1].fill(np.nan)), WEIGHTS, "holds NaN or infinite", AdapterError),
     "no LoRA name": (_put("lm_head.weight", (2,)), WEIGHTS, "'lm_head.weight'", AdapterError),
-    "magnitudes": (_put(A0.replace("lora_A.weight", "lora_magnitude_vector"), (32,)), WEIGHTS, "DoRA", AdapterError),
+    "magnitudes": (_put(MAGNITUDE, (32,)), WEIGHTS, "DoRA without use_dora", AdapterError),
     "embeddings": (_put("base_model.model.model.embed_tokens.lora_embedding_A", (4, 50)), WEIGHTS, "embeddings", AdapterError),
     "named": (_rename("lora_A.weight", "lora_A.default.weight"), WEIGHTS, "a named adapter", AdapterError),
     "name twice": (_put(A0.replace("model.model.model", "model.model"), (4, 32)), WEIGHTS, "occurs twice", AdapterError),
@@ -359,3 +391,88 @@ def test_peft_and_we_agree_on_fused_projections(tmp_path: Path, targets: list[st
         np.testing.assert_allclose(
             np.concatenate([merged[n] for n in names]), theirs[stored].numpy(), rtol=1e-5, atol=2e-6, err_msg=stored
         )
+
+
+# ---- DoRA
+
+
+def their_dora(base: Any, folder: Path, **settings: Any) -> Any:
+    """A random DoRA adapter of the real peft, saved; returns its model."""
+    torch = pytest.importorskip("torch", reason="the oracle is torch")
+    peft = pytest.importorskip("peft", reason="the oracle is peft")
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", use_dora=True, **settings))
+    for name, value in theirs.named_parameters():
+        if "magnitude" in name:
+            value.data.mul_(1 + 0.3 * torch.randn_like(value))
+        elif "lora_" in name:
+            value.data.normal_(std=0.1)
+    theirs.save_pretrained(folder)
+    return theirs.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gguf", [False, True])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"target_modules": "all-linear"}),
+        ("llama", {"target_modules": ["k_proj", "down_proj"], "use_rslora": True, "rank_pattern": {"k_proj": 7}}),
+        ("qwen2", {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}),
+        ("phi3", {"target_modules": "all-linear"}),
+    ],
+)
+def test_dora_of_peft_gives_its_logits(tmp_path: Path, family: str, settings: dict[str, Any], gguf: bool) -> None:
+    """Merged, and as an export; on the base, and on the base as a GGUF file, whose rows may be in interleaved order."""
+    import family_models
+    from conftest import write_tokenizer
+
+    import neuralforge as nf
+
+    torch = pytest.importorskip("torch", reason="the oracle is torch")
+    folder = tmp_path / "base"
+    folder.mkdir()
+    base = family_models.save(family, folder, vocab_size=write_tokenizer(folder / "tokenizer.bin"))
+    if gguf:
+        nf.export(folder, tmp_path / "base.gguf", format="gguf", quant="f32", verify=False)
+        folder = tmp_path / "base.gguf"
+    theirs = their_dora(base, tmp_path / "dora", **settings)
+    ids = np.random.default_rng(0).integers(0, base.config.vocab_size, 40).tolist()
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([ids])).logits[0].numpy()
+    model = nf.Model.from_pretrained(folder, threads=1)
+    plain = model.logits(ids)
+    assert np.abs(plain - wanted).max() > 0.3
+    model.load_adapter(tmp_path / "dora")
+    np.testing.assert_allclose(model.logits(ids), wanted, atol=1e-4)  # logits of about ±10 in float32
+    done = nf.export(model, tmp_path / "out", format="hf", quant="f32")
+    assert done.verification is not None and done.verification.kl < 1e-6
+    np.testing.assert_allclose(nf.Model.from_pretrained(done.path, threads=1).logits(ids), wanted, atol=1e-4)
+    for kind in ("peft", "gguf-lora", "mlx"):
+        with pytest.raises(nf.ConfigError, match="a DoRA adapter can only be merged"):
+            nf.export(model, tmp_path / "no", format=kind)
+    assert model.adapter is not None
+    with pytest.raises(AdapterError, match="DoRA is only read"):
+        model.adapter.save_pretrained(tmp_path / "no")
+
+
+def test_dora_scales_rows_to_their_magnitudes(saved: Path) -> None:
+    """By the formula, without peft; where the magnitudes are the lengths of the base and B is zero nothing changes."""
+    _dora(lambda t: t[MAGNITUDE].fill(2.5))(saved)
+    mine = ours.load(saved, MODEL)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    values = np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32)
+    values[3] = 0
+    tensor = Tensor(name, "F32", values, "test")
+    mine.params[name.replace("weight", "lora_B.weight")][3] = 0
+    rows = merged(tensor, mine.config, mine.params, mine.magnitudes)
+    lengths = np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(np.delete(lengths, 3), 2.5, rtol=1e-6)
+    assert not rows[3].any()  # a row without a direction stays as it is
+    wanted = (
+        values
+        + mine.config.scale
+        * mine.params[name.replace("weight", "lora_B.weight")]
+        @ mine.params[name.replace("weight", "lora_A.weight")]
+    )
+    np.testing.assert_allclose(rows[0] / 2.5, wanted[0] / np.linalg.norm(wanted[0]), rtol=1e-5)

@@ -8,11 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small import rows
 
 from neuralforge.config import LoraConfig, TrainConfig
+from neuralforge.errors import NeuralForgeError
+from neuralforge.exporting import export
+from neuralforge.formats.outgoing import writers
+from neuralforge.formats.peft import Adapter
+from neuralforge.ingest import Dataset
+from neuralforge.lora import new_params
 from neuralforge.model import Model
 from neuralforge.plan import plan, proxy_config
 from neuralforge.trainer import Trainer
@@ -101,3 +108,40 @@ def test_the_stand_in_keeps_the_proportions(tiny_llama: Callable[..., Path]) -> 
     small = proxy_config(config)
     assert small.num_hidden_layers == 2 and small.vocab_size == config.vocab_size // 3
     assert small.hidden_size == config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused", "reason"),
+    [
+        ({}, set(), ""),
+        ({"rope_theta": 500000.0}, {"llama2c"}, "cannot say rope default, base 500000"),
+        ({"settings": '{"add_bos_token": false}'}, {"llama2c"}, "puts no BOS before a text"),
+        ({"template": "{{ messages[0].content }}"}, {"ollama", "ollama-lora"}, "has no form in Go's template language"),
+        ({"lora": None}, {"peft", "mlx", "gguf-lora", "ollama-lora"}, "holds an adapter, and all weights are trained"),
+    ],
+)
+def test_a_plan_tells_the_formats_that_cannot_hold_it(
+    tiny_llama: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], refused: set[str], reason: str
+) -> None:
+    """And what it tells is what the export says after training."""
+    config = {k: v for k, v in changes.items() if k == "rope_theta"}
+    folder = tiny_llama(**config)
+    if "settings" in changes:
+        (folder / "tokenizer_config.json").write_text(changes["settings"])
+    if "template" in changes:
+        (folder / "chat_template.jinja").write_text(changes["template"])
+    model, lora = Model.from_pretrained(folder, threads=1), changes.get("lora", LoraConfig(r=2))
+    ids = Dataset.from_list([{"input_ids": [1, 2, 3, 4]}] * 4)
+    args = TrainConfig(output_dir=str(tmp_path / "run"), max_steps=1, max_length=8)
+    said = Trainer(model, args, peft_config=lora, train_dataset=ids).plan()
+    told = {name: why for name, why in said.cannot_export.items() if name != "coreml"}
+    assert told.keys() == refused and all(reason in why for why in told.values())
+    assert sum("export   not as" in line for line in said.lines()) == len(set(said.cannot_export.values()))
+    if lora is not None:
+        model.load_adapter(Adapter(lora, model.config, new_params(model.config, lora, seed=0), "", ""))
+    for name in writers():
+        if name in refused:
+            with pytest.raises(NeuralForgeError):
+                export(model, tmp_path / name, format=name, verify=False)
+        elif name != "coreml":
+            export(model, tmp_path / name, format=name, verify=False)

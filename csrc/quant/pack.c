@@ -4,6 +4,9 @@
 
 #include <math.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "../core/cpu.h"
 #include "../core/half.h"
@@ -11,6 +14,7 @@
 
 #define LANES 16
 #define SUPER 256 /* values of a K block */
+#define TRIED 4   /* candidates that are tried at once */
 #define GROUP 64  /* blocks of one task; even, because K blocks are packed in pairs */
 
 static void put_half(uint8_t *out, uint16_t h) {
@@ -28,24 +32,62 @@ static void put_scales(uint8_t *out, const uint8_t *s, const uint8_t *t) {
     }
 }
 
+/* Four rows x of n values to four columns of t; n is a multiple of 4. */
+static inline void four_lanes_of(float *t, const float *x, int n) {
+#if defined(__x86_64__)
+    for (int i = 0; i < n; i += 4) {
+        __m128 a = _mm_loadu_ps(x + i), b = _mm_loadu_ps(x + n + i);
+        __m128 c = _mm_loadu_ps(x + 2 * n + i), d = _mm_loadu_ps(x + 3 * n + i);
+        float *to = t + i * LANES;
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps(to, a), _mm_storeu_ps(to + LANES, b);
+        _mm_storeu_ps(to + 2 * LANES, c), _mm_storeu_ps(to + 3 * LANES, d);
+    }
+#else
+    for (int p = 0; p < 4; p++)
+        for (int i = 0; i < n; i++) t[i * LANES + p] = x[p * n + i];
+#endif
+}
+
 #define NF_TARGET
 #define NF_NAME(x) x##_base
+#define NF_MIN(a, b) choose((a) < (b), a, b)
+#define NF_MAX(a, b) choose((a) > (b), a, b)
 #include "pack.inc.h"
 #undef NF_TARGET
 #undef NF_NAME
+#undef NF_MIN
+#undef NF_MAX
 
 #if defined(__x86_64__)
+/* a vector of 16 lanes as two of 8 */
+#define lower(v) _mm256_loadu_ps((const float *)&(v))
+#define upper(v) _mm256_loadu_ps((const float *)&(v) + 8)
+#define halves(a, b)                                                                                                           \
+    ((union {                                                                                                                  \
+        __m256 half[2];                                                                                                        \
+        vf whole;                                                                                                              \
+    }){.half = {a, b}})                                                                                                        \
+        .whole
 #define NF_TARGET __attribute__((target("avx2,fma")))
 #define NF_NAME(x) x##_avx2
+#define NF_MIN(a, b) halves(_mm256_min_ps(lower(a), lower(b)), _mm256_min_ps(upper(a), upper(b)))
+#define NF_MAX(a, b) halves(_mm256_max_ps(lower(a), lower(b)), _mm256_max_ps(upper(a), upper(b)))
 #include "pack.inc.h"
 #undef NF_TARGET
 #undef NF_NAME
+#undef NF_MIN
+#undef NF_MAX
 
 #define NF_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define NF_NAME(x) x##_avx512
+#define NF_MIN(a, b) (vf) _mm512_min_ps((__m512)(a), (__m512)(b))
+#define NF_MAX(a, b) (vf) _mm512_max_ps((__m512)(a), (__m512)(b))
 #include "pack.inc.h"
 #undef NF_TARGET
 #undef NF_NAME
+#undef NF_MIN
+#undef NF_MAX
 #endif
 
 typedef void (*pack_function)(nf_block_kind kind, uint8_t *out, const float *x, int64_t blocks);

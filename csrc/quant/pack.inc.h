@@ -2,6 +2,7 @@
 /* The arithmetic of packing.  pack.c includes it once for each instruction set with
      NF_TARGET  function attribute that turns the instruction set on
      NF_NAME(x) a name of its own for each function
+     NF_MIN, NF_MAX(a, b) of vectors: b where they are equal
 
    A K block is parts of 32 or 16 values with a scale each.  The best scale of a part is searched among about twenty
    candidates; 16 parts are searched at once, one in each lane of a vector, so no sum runs across lanes and the result is
@@ -9,8 +10,10 @@
 
 #define vf NF_NAME(vf)
 #define vi NF_NAME(vi)
+#define vb NF_NAME(vb)
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint8_t vb __attribute__((vector_size(LANES)));
 
 #define NF_INLINE static inline __attribute__((always_inline)) NF_TARGET
 #define NF_KERNEL static NF_TARGET
@@ -36,8 +39,8 @@ NF_INLINE vf vload(const float *p) {
     return v;
 }
 NF_INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
-NF_INLINE vf vmin(vf a, vf b) { return choose(a < b, a, b); }
-NF_INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
+NF_INLINE vf vmin(vf a, vf b) { return NF_MIN(a, b); }
+NF_INLINE vf vmax(vf a, vf b) { return NF_MAX(a, b); }
 /* To nearest even, for magnitudes below 2^22. */
 NF_INLINE vf vround(vf v) { return (v + 12582912.0f) - 12582912.0f; }
 
@@ -92,12 +95,19 @@ NF_KERNEL void NF_NAME(pack_between)(uint8_t *out, const float *x, int top) {
     NF_NAME(put_levels)(out + 4, q, top == 31);
 }
 
-/* -------- the search for the scale of a part, 16 parts at once -------- */
+/* -------- the search for the scale of a part, 16 parts at once --------
+   TRIED candidates share each reading of the values, and their sums do not wait for each other. */
 
 /* t (n, 16): value i of each of 16 parts that lie one after the other; parts from `given` on are zeros. */
 NF_INLINE void lanes_of(float *t, const float *x, int n, int given) {
-    for (int p = 0; p < LANES; p++)
-        for (int i = 0; i < n; i++) t[i * LANES + p] = p < given ? x[p * n + i] : 0.0f;
+    for (int p = 0; p < LANES; p += 4) {
+        if (p + 4 <= given) {
+            four_lanes_of(t + p, x + p * n, n);
+            continue;
+        }
+        for (int j = p; j < p + 4; j++)
+            for (int i = 0; i < n; i++) t[i * LANES + j] = j < given ? x[j * n + i] : 0.0f;
+    }
 }
 
 /* scale and minimum (>= 0) so that x ~ scale q - minimum with 0 <= q <= top.  Each candidate step between the levels
@@ -120,12 +130,23 @@ NF_KERNEL void fit_range(float *scale, float *minimum, const float *t, float top
         sum_w += weight, sum_x += weight * over, sum_xx += weight * over * over;
     }
     vf spread = choose(width > zero, width, zero + 1.0f), best = zero + INFINITY, best_scale = width / top, best_low = low;
+    vf inverse[TRIED], sqs[TRIED], sqqs[TRIED], sxqs[TRIED];
     for (int k = -1; k < steps; k++) {
-        vf inverse = (top + (k < 0 ? 0.0f : first + step * (float)k)) / spread, sq = zero, sqq = zero, sxq = zero;
-        for (int i = 0; i < 32; i++) {
-            vf over = vload(above + i * LANES), q = vmin(vround(over * inverse), zero + top), wq = vload(w + i * LANES) * q;
-            sq += wq, sqq += wq * q, sxq += wq * over;
+        int tried = (k + 1) % TRIED;
+        if (tried == 0) {
+            for (int c = 0; c < TRIED; c++) {
+                inverse[c] = (top + (k + c < 0 ? 0.0f : first + step * (float)(k + c))) / spread;
+                sqs[c] = sqqs[c] = sxqs[c] = zero;
+            }
+            for (int i = 0; i < 32; i++) {
+                vf over = vload(above + i * LANES), weight = vload(w + i * LANES);
+                for (int c = 0; c < TRIED; c++) {
+                    vf q = vmin(vround(over * inverse[c]), zero + top), wq = weight * q;
+                    sqs[c] += wq, sqqs[c] += wq * q, sxqs[c] += wq * over;
+                }
+            }
         }
+        vf sq = sqs[tried], sqq = sqqs[tried], sxq = sxqs[tried];
         vf determinant = sum_w * sqq - sq * sq;
         vi solvable = determinant > 1e-6f * sum_w * sqq; /* all values equal: the line between the two ends */
         determinant = choose(solvable, determinant, zero + 1.0f);
@@ -153,13 +174,23 @@ NF_KERNEL void fit_symmetric(float *scale, const float *t) {
         value = choose(a > top, x, value), top = vmax(a, top);
     }
     vf divisor = choose(top > zero, value, zero + 1.0f), best = zero, best_scale = zero;
+    vf inverse[TRIED], sqqs[TRIED], sxqs[TRIED];
     for (int k = -9; k <= 9; k++) {
-        vf inverse = -(32.0f + 0.1f * (float)k) / divisor, sqq = zero, sxq = zero;
-        for (int i = 0; i < 16; i++) {
-            vf x = vload(t + i * LANES), w = x * x;
-            vf q = vmin(vmax(vround(x * inverse), zero - 32.0f), zero + 31.0f);
-            sqq += w * q * q, sxq += w * x * q;
+        int tried = (k + 9) % TRIED;
+        if (tried == 0) {
+            for (int c = 0; c < TRIED; c++) {
+                inverse[c] = -(32.0f + 0.1f * (float)(k + c)) / divisor;
+                sqqs[c] = sxqs[c] = zero;
+            }
+            for (int i = 0; i < 16; i++) {
+                vf x = vload(t + i * LANES), w = x * x, wx = w * x;
+                for (int c = 0; c < TRIED; c++) {
+                    vf q = vmin(vmax(vround(x * inverse[c]), zero - 32.0f), zero + 31.0f);
+                    sqqs[c] += w * q * q, sxqs[c] += wx * q;
+                }
+            }
         }
+        vf sqq = sqqs[tried], sxq = sxqs[tried];
         vf safe = choose(sqq > zero, sqq, zero + 1.0f), gain = sxq * sxq / safe; /* how much of the error it takes away */
         vi better = gain > best;
         best = choose(better, gain, best), best_scale = choose(better, sxq / safe, best_scale);
@@ -191,13 +222,13 @@ NF_KERNEL void fit_eight(float *scale, const float *t) {
 
 /* -------- K blocks -------- */
 
-/* q[i] = round(x[i] * inverse + offset) between low and high. */
+/* q[i] = round(x[i] * inverse + offset) between low and high, plus add; n is a multiple of LANES. */
 NF_INLINE void levels(uint8_t *q, const float *x, int n, float inverse, float offset, float low, float high, int add) {
-    for (int i = 0; i < n; i++) {
-        float v = (x[i] * inverse + offset);
-        v = v < low ? low : v > high ? high : v;
-        v = (v + 12582912.0f) - 12582912.0f;
-        q[i] = (uint8_t)((int32_t)v + add);
+    const vf zero = {0};
+    for (int i = 0; i < n; i += LANES) {
+        vf v = vmin(vmax(vload(x + i) * inverse + offset, zero + low), zero + high);
+        vb level = __builtin_convertvector(__builtin_convertvector(vround(v), vi) + add, vb);
+        memcpy(q + i, &level, sizeof level);
     }
 }
 
@@ -317,6 +348,7 @@ NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, uint8_t *out, const float *x, i
 
 #undef vf
 #undef vi
+#undef vb
 #undef NF_INLINE
 #undef NF_KERNEL
 #undef choose

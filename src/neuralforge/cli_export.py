@@ -74,6 +74,8 @@ def _export(options: argparse.Namespace) -> int:
         return 0
     console.out(f"{done.path}: {done.format} {done.quant}, {done.bytes / 1e6:.1f} MB, {done.seconds:.1f} s")
     console.out(f"checked: {done.verification}" if done.verification else "not checked")
+    for warning in done.warnings:
+        console.out(f"note: {warning.message} ({warning.hint})")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, NeuralForgeError
+from .events import Warning
 from .files import fsync_dir, make_folder, output_error
 from .formats import outgoing
 from .formats.outgoing import Lazy, Outgoing
@@ -22,7 +23,7 @@ from .run import Run
 from .template_texts import BUILT_IN
 from .verify import Verification, Written
 from .verify import verify as compare
-from .weights import STORED, F32Array
+from .weights import STORED, F32Array, Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Exported:
         bytes: on disk.
         seconds: for writing and checking.
         verification: how far it is from the trained model; None with verify=False.
+        warnings: what those who use it should know.
     """
 
     path: Path
@@ -43,11 +45,13 @@ class Exported:
     bytes: int
     seconds: float
     verification: Verification | None
+    warnings: tuple[Warning, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         checked = self.verification.as_dict() if self.verification else None
-        return {**vars(self), "path": str(self.path), "verification": checked}
+        said = [{"message": w.message, "hint": w.hint} for w in self.warnings]
+        return {**vars(self), "path": str(self.path), "verification": checked, "warnings": said}
 
 
 def export(
@@ -89,16 +93,21 @@ def export(
         quant = stored_dtype(model)
     chosen = outgoing.check(format, model.config, quant)
     module = outgoing.writer(format)
+    going = outgoing_of(model, place, chosen)
+    cautions = module.cautions(format, going) if hasattr(module, "cautions") else ()
     with _beside(place) as part:
-        module.export(format, outgoing_of(model, place, chosen), part)
+        module.export(format, going, part)
         checked = None
         if verify:
             written = Written(**module.reading(format, part, str(resolve(model.path))), quant=chosen)
             checked = compare(model, written, place=place, refuse=not force)
-            add_record = getattr(module, "add_record", outgoing.add_record)
-            add_record(part, json.dumps({k: _short(v) for k, v in checked.as_dict().items()}))
+            record = json.dumps({k: _short(v) for k, v in checked.as_dict().items()})
+            if hasattr(module, "add_record"):
+                module.add_record(part, record)
+            else:
+                outgoing.add_record(part, record, checked=written.place)
         size = sum(p.stat().st_size for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file())
-    return Exported(place, format, chosen, size, time.perf_counter() - begun, checked)
+    return Exported(place, format, chosen, size, time.perf_counter() - begun, checked, cautions)
 
 
 def open_source(source: Run | Model | str | Path) -> Model:
@@ -125,15 +134,26 @@ def _short(value: Any) -> Any:
 def outgoing_of(model: Model, place: Path, quant: str) -> Outgoing:
     """What a format needs to know of a model, its tensors merged one by one as they are asked for."""
 
-    def tensor(name: str) -> F32Array:
+    read: list[Tensor] = []
+
+    def next_tensor(name: str) -> Tensor:
+        """The pages of the one before are given back, so that memory does not grow to the size of the model's file."""
+        for tensor in read:
+            tensor.forget()
+        read[:] = [model.weights[name]]
+        return read[0]
+
+    def with_adapter(name: str) -> F32Array:
         if model.adapter is None:
-            return model.weights[name].float32()
-        return merged(model.weights[name], model.adapter.config, model.adapter.params)
+            return next_tensor(name).float32()
+        a = model.adapter
+        return merged(next_tensor(name), a.config, a.params, a.magnitudes)
 
     template = model.template.source if model.has_tokenizer else ""
     return Outgoing(
         config=model.config,
-        tensors=Lazy(tuple(model.weights), tensor),
+        tensors=Lazy(tuple(model.weights), with_adapter),
+        base_tensors=Lazy(tuple(model.weights), lambda name: next_tensor(name).float32()),
         adapter=model.adapter,
         base=model.path,
         tokenizer=model.tokenizer if model.has_tokenizer else None,

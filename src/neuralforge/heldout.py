@@ -80,17 +80,8 @@ def evaluate(model: Model, dataset: Iterable[Row], *, max_length: int = 1024, ba
         DataError: rows cannot be used.
     """
     data = encode_rows(dataset, model.tokenizer, model.template, max_length=max_length, on_overflow="split")
-    session = model.backend.open(
-        model.config,
-        model.weights,
-        lora=model.adapter.config if model.adapter else None,
-        max_tokens=min(batch_size * max_length, int(np.sum(data.lengths))),
-        threads=model.threads,
-        dtype=model.dtype,
-    )
+    session = model.open_session(max_tokens=min(batch_size * max_length, int(np.sum(data.lengths))))
     try:
-        if model.adapter:
-            session.update(model.adapter.params)
         result = mean_loss(session, data, max_length=max_length, batch_size=batch_size)
     finally:
         session.close()

@@ -69,26 +69,37 @@ def new_params(model_config: ModelConfig, lora_config: LoraConfig, *, seed: int)
     return params
 
 
-def merged(tensor: Tensor, lora_config: LoraConfig, params: ParamSet) -> F32Array:
-    """The values of a tensor with the adapter added: W + scale · B·A, in float32; may be a view of the model's file."""
+def merged(
+    tensor: Tensor, lora_config: LoraConfig, params: ParamSet, magnitudes: Mapping[str, F32Array] | None = None
+) -> F32Array:
+    """The values of a tensor with the adapter added: W + scale · B·A, in float32; may be a view of the model's file.
+
+    With magnitudes m it is DoRA (Liu et al. 2024, arXiv:2402.09353): each row of that sum is scaled to the length m.
+    """
     a, b = pair_names(tensor.name)
     if a not in params:
         return tensor.float32()
-    return np.asarray(tensor.float32() + np.float32(lora_config.scale) * (params[b] @ params[a]), np.float32)
+    values = np.asarray(tensor.float32() + np.float32(lora_config.scale) * (params[b] @ params[a]), np.float32)
+    if magnitudes and tensor.name in magnitudes:
+        lengths = np.linalg.norm(values, axis=1)
+        values *= (magnitudes[tensor.name] / np.where(lengths == 0, np.float32(1), lengths))[:, None]
+    return values
 
 
-def merge(weights: Weights, lora_config: LoraConfig, params: ParamSet) -> Iterator[tuple[str, F32Array]]:
+def merge(
+    weights: Weights, lora_config: LoraConfig, params: ParamSet, magnitudes: Mapping[str, F32Array] | None = None
+) -> Iterator[tuple[str, F32Array]]:
     """Every tensor of the model with the adapter added, one at a time.
 
     Args:
         weights: the base, in the rotary layout that the adapter was trained in.
-        lora_config, params: the adapter; it must fit these weights.
+        lora_config, params, magnitudes: the adapter; it must fit these weights.
 
     Returns:
         (name, values) in the order of `weights`. Unchanged tensors may be views of the model's file.
     """
     for name, tensor in weights.items():
-        yield name, merged(tensor, lora_config, params)
+        yield name, merged(tensor, lora_config, params, magnitudes)
 
 
 def base_fingerprint(checkpoint: Checkpoint) -> str:

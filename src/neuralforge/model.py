@@ -14,10 +14,10 @@ from . import _core, backends, catalogue, chat, formats, generate
 from .errors import ConfigError, DataError, ModelError, TokenizerError
 from .formats import adapters
 from .formats.peft import Adapter
-from .lora import base_fingerprint
+from .lora import base_fingerprint, merged
 from .templates import ChatTemplate, template_for
 from .tokenizer import MAIN_FILES, NO_TOKENIZER, Tokenizer
-from .weights import F32Array
+from .weights import F32Array, Tensor, Weights
 
 EMBEDDED = "embedded"
 _BASE = Path(__file__).with_name("data") / "base"
@@ -198,13 +198,31 @@ class Model:
     def session(self) -> backends.Session:
         """The session for inference, opened on first use."""
         if self._session is None:
-            lora = self.adapter.config if self.adapter else None
-            self._session = self.backend.open(
-                self.config, self.weights, lora=lora, threads=self.threads, dtype=self.dtype, max_tokens=generate.PIECE
-            )
-            if self.adapter:
-                self._session.update(self.adapter.params)
+            self._session = self.open_session(max_tokens=generate.PIECE)
         return self._session
+
+    def open_session(self, backend: Any = None, *, max_tokens: int, dtype: str = "") -> backends.Session:
+        """A new session for inference, with the adapter; a DoRA adapter is merged into its weights, which then take memory.
+
+        Args:
+            backend: instead of the model's own.
+            max_tokens: most tokens of one call.
+            dtype: instead of the model's own.
+        """
+        weights, adapter = self.weights, self.adapter
+        if adapter is not None and adapter.magnitudes:
+            weights, adapter = merged_weights(weights, adapter), None
+        session: backends.Session = (backend or self.backend).open(
+            self.config,
+            weights,
+            lora=adapter.config if adapter else None,
+            threads=self.threads,
+            dtype=dtype or self.dtype,
+            max_tokens=max_tokens,
+        )
+        if adapter:
+            session.update(adapter.params)
+        return session
 
     def logits(self, ids: Sequence[int]) -> F32Array:
         """(T,) ids -> (T, V) float32 logits of the next token at each place.
@@ -335,6 +353,15 @@ class Model:
             at_once=at_once,
         )
         return ["".join(self.pieces(p, ids, stop=stop)) for p, ids in zip(prompts, found, strict=True)]
+
+
+def merged_weights(weights: Weights, adapter: Adapter) -> dict[str, Tensor]:
+    """The weights with the adapter added in float32; those that it does not change stay where they are."""
+    changed = {n.split(".lora_")[0] + ".weight" for n in adapter.params}
+    return {
+        n: Tensor(n, "F32", merged(t, adapter.config, adapter.params, adapter.magnitudes), "merged") if n in changed else t
+        for n, t in weights.items()
+    }
 
 
 def _find_tokenizer(checkpoint: formats.Checkpoint, given: str | Path | None) -> Tokenizer | None:

@@ -19,6 +19,7 @@ from . import backends, cost
 from ._core import available_threads
 from .batches import Batch, Encoded, collate, epoch_order, eval_order, total_steps
 from .config import LoraConfig, ModelConfig, TrainConfig, tensor_shapes
+from .formats import outgoing
 from .job import encode
 from .lora import lora_shapes
 from .optim import init, update
@@ -53,6 +54,7 @@ class Plan:
         checkpointed_memory_bytes: the same with gradient_checkpointing.
         available_memory_bytes: what the machine has free now for this process, memory it holds included; 0 if unknown.
         seconds, ms_per_step: predicted wall time, evaluations and checkpoints included in the first.
+        cannot_export: formats that cannot hold what will be trained, with the reason.
         tokens_estimated: the model's tokenizer is not there; that of the embedded model, which makes more of a text, counted.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     seconds: float
     ms_per_step: float
     checkpointed_memory_bytes: int
+    cannot_export: dict[str, str]
     tokens_estimated: bool = False
 
     @property
@@ -97,6 +100,9 @@ class Plan:
         if not self.fits and self.checkpointed_memory_bytes <= self.available_memory_bytes:
             lean = f"{self.checkpointed_memory_bytes / 1e6:,.0f} MB"
             lines.append(f"         it does not fit; with gradient_checkpointing it takes about {lean}, and more time")
+        for reason in dict.fromkeys(self.cannot_export.values()):
+            names = [name for name, why in self.cannot_export.items() if why == reason]
+            lines.append(f"export   not as {', '.join(names)}: {reason}")
         return lines
 
 
@@ -154,7 +160,15 @@ def plan(
         seconds=seconds,
         ms_per_step=1000 * per_step,
         checkpointed_memory_bytes=sum(lean.values()),
+        cannot_export=cannot_export(model, peft_config),
     )
+
+
+def cannot_export(model: Model, lora: LoraConfig | None) -> dict[str, str]:
+    """{format: why it cannot hold what will be trained}, of the formats that cannot."""
+    intended = outgoing.Intended(model.config, lora, model.tokenizer, model.template)
+    reasons = {name: outgoing.cannot_hold(name, intended) for name in sorted(outgoing.writers())}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _trainable(config: ModelConfig, lora: LoraConfig | None) -> int:

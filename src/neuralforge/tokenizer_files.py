@@ -59,8 +59,8 @@ def read_source(path: Path, *, legacy: bool) -> Source:
     """Read a tokenizer file of any kind.
 
     Args:
-        legacy: for SentencePiece models, whether text after a special token gets a space in front as a text's start does
-            (the key `legacy` of tokenizer_config.json).
+        legacy: for SentencePiece models and tokenizer.bin, whether text after a special token gets a space in front as a
+            text's start does (the key `legacy` of tokenizer_config.json).
 
     Raises:
         TokenizerError: missing, damaged or not supported.
@@ -72,11 +72,11 @@ def read_source(path: Path, *, legacy: bool) -> Source:
     if kind == "tokenizer.json":
         return read_json(data, path)
     if kind == "tokenizer.bin":
-        return _read_bin(data, path)
+        return _read_bin(data, path, legacy=legacy)
     return read_ranks(data, path) if _RANK_LINE.match(data) else read_sentencepiece(data, path, legacy=legacy)
 
 
-def _read_bin(data: bytes, path: Path) -> Source:
+def _read_bin(data: bytes, path: Path, *, legacy: bool) -> Source:
     """llama2.c: int32 longest piece, then float32 score, int32 length and bytes of each piece."""
     raw, scores = _bin_records(data, path)
     fixed = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(f"<0x{b:02X}>".encode() for b in range(256))]
@@ -95,7 +95,7 @@ def _read_bin(data: bytes, path: Path) -> Source:
             raise TokenizerError(f"{path}: pieces {seen[pieces[i]]} and {i} are both {piece!r}", hint=DAMAGED)
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     added = [AddedToken(i, text) for i, text in enumerate(names.values())]
-    used, marked = range(259, len(pieces)), Marked(prefix="always")
+    used, marked = range(259, len(pieces)), Marked(prefix="always" if legacy else "first")
     vocabulary = bpe.by_scores(pieces, scores, used=used, byte_ids=range(3, 259), marked=marked, space_byte=True)
     return Source(vocabulary, seen, added, names, add_bos=True, add_eos=False, digest=data)
 

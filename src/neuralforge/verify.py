@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an exported file says the same as the trained model: tokens of three conversations, and the logits after them.
+"""Whether an exported file says the same as the trained model: tokens of three conversations and a prompt, and the logits.
 
 The file is opened again by an independent reader: llama.cpp, through the package xllamacpp, where that is installed and
 the format is its own; a program is run by an interpreter; else our reader of the format with the numpy decoder, which
@@ -22,10 +22,10 @@ from .config import ModelConfig
 from .errors import ExportError, NeuralForgeError
 from .formats import adapters
 from .formats.outgoing import Runnable
-from .lora import merge
-from .model import Model
+from .model import Model, merged_weights
+from .templates import ChatTemplate
 from .tokenizer import Tokenizer
-from .weights import F32Array, Tensor, Weights
+from .weights import F32Array, Weights
 
 CONVERSATIONS = (
     ({"role": "user", "content": "Which month has 28 days?"}, {"role": "assistant", "content": "All of them."}),
@@ -36,14 +36,18 @@ CONVERSATIONS = (
     ),
     ({"role": "user", "content": "def f(x):\n\treturn x**2  # <b>square</b>"},),
 )
+BARE = "One day, a girl said: who's there?"  # a prompt without a template
 _MOST_PLACES = 96  # tokens of a conversation whose logits are compared
 _LIKELY = 100  # tokens of each place whose log-probabilities are compared; those of the unlikely are noise
 _SAME_TEXT = 1e-4  # of a probability, between the same ids given as ids and as text
 _TOKENIZER = "this tokenizer cannot be exported to this format"
 # Mean divergence in nats per token above which an export is refused. F32 and F16 are rounding; the others are about
-# three times what models of 260 K to 1 B weights show, of which the smallest lose the most.
+# three times what models of 260 K to 1 B weights show, of which the smallest lose the most. v0 to v2 are llama2.c's.
 LIMITS = {
     "f32": 1e-4,
+    "v0": 1e-4,
+    "v1": 1e-4,
+    "v2": 2e-2,
     "f16": 2e-3,
     "bf16": 2e-2,
     "q8_0": 2e-2,
@@ -102,6 +106,7 @@ class Written:
         base: the file or folder of the base model where `place` holds an adapter alone.
         quant: form of the values.
         llama_cpp: the format is one that llama.cpp reads.
+        tokenizer: where the tokenizer lies if not in `place`.
         program: how to run it, where it is a program.
     """
 
@@ -109,6 +114,7 @@ class Written:
     base: Path | None
     quant: str
     llama_cpp: bool
+    tokenizer: Path | None = None
     program: Runnable | None = None
 
 
@@ -125,10 +131,10 @@ def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) 
         ExportError: the file cannot be read again, tokenises differently, or gives other logits.
     """
     try:
-        texts, ids = _conversations(model)
+        ids = _conversations(model)
         read, name = _reader_of(written)
-        if written.base is None:
-            _compare_ids(written.program.tokenizer if written.program else written.place, texts, ids, place)
+        whole = written.base is None or written.llama_cpp
+        texts = _compare_ids(_holder(written), model, ids, place) if whole and model.has_tokenizer else []
         with closing(_exact_session(model)) as session:
             context = written.program.context if written.program else model.config.max_position_embeddings
             room = min(_MOST_PLACES, context)
@@ -149,33 +155,46 @@ def verify(model: Model, written: Written, *, place: Path, refuse: bool = True) 
 
 def _exact_session(model: Model) -> backends.Session:
     """The trained model in float32 on the reference backend, however it was trained."""
-    lora = model.adapter.config if model.adapter else None
-    cpu = backends.choose("cpu")
-    session: backends.Session = cpu.open(model.config, model.weights, lora=lora, dtype="f32", max_tokens=_MOST_PLACES)
-    if model.adapter:
-        session.update(model.adapter.params)
-    return session
+    return model.open_session(backends.choose("cpu"), dtype="f32", max_tokens=_MOST_PLACES)
 
 
-def _conversations(model: Model) -> tuple[list[str], list[list[int]]]:
-    """(texts, ids); without a tokenizer no texts and arbitrary ids."""
+def _conversations(model: Model) -> list[list[int]]:
+    """The ids of the conversations and of the bare prompt, as in training; without a tokenizer arbitrary ids."""
     if not model.has_tokenizer:
         random = np.random.default_rng(0)
-        return [], [random.integers(0, model.config.vocab_size, 24).tolist() for _ in CONVERSATIONS]
-    texts = []
-    for messages in CONVERSATIONS:
-        text = model.template.render(messages, add_generation_prompt=messages[-1]["role"] == "user")
-        begin = model.template.variables.get("bos_token", "") if model.tokenizer.add_bos else ""
-        texts.append(text.removeprefix(begin))
-    ids = [model.tokenizer.encode(text, parse_special=True) for text in texts]
-    return texts, ids
+        return [random.integers(0, model.config.vocab_size, 24).tolist() for _ in CONVERSATIONS]
+    return [model.tokenizer.encode(text, parse_special=True) for text in (*_rendered(model.template), BARE)]
 
 
-def _compare_ids(part: Path, texts: Sequence[str], ids: Sequence[list[int]], place: Path) -> None:
-    """The tokenizer in the file, read by our own reader, gives the same ids."""
-    if not texts:
-        return
+def _rendered(template: ChatTemplate) -> list[str]:
+    return [template.render(one, add_generation_prompt=one[-1]["role"] == "user") for one in CONVERSATIONS]
+
+
+def _holder(written: Written) -> Path:
+    """Where the tokenizer of what was written lies."""
+    if written.program is not None:
+        return written.program.tokenizer
+    return written.tokenizer or written.base or written.place
+
+
+def _holder(written: Written) -> Path:
+    """Where the tokenizer of what was written lies."""
+    if written.program is not None:
+        return written.program.tokenizer
+    return written.tokenizer or written.base or written.place
+
+
+def _compare_ids(part: Path, model: Model, ids: Sequence[list[int]], place: Path) -> list[str]:
+    """The texts that people who use the file send, after a check that its tokenizer and template come to the same ids.
+
+    The BOS that the file's tokenizer puts in front is not in these texts. Where the file has no space before a text, a bare
+    prompt begins with one; the export says so.
+    """
     exported = Tokenizer.from_file(part)
+    template = ChatTemplate(exported.chat_template or model.template.jinja, exported.token_names, f"chat template of {place}")
+    begin = exported.token_names.get("bos_token", "") if exported.add_bos else ""
+    spaced = exported.encode(BARE) != ids[-1]
+    texts = [*(text.removeprefix(begin) for text in _rendered(template)), " " + BARE if spaced else BARE]
     for text, wanted in zip(texts, ids, strict=True):
         found = exported.encode(text, parse_special=True)
         if found != wanted:
@@ -184,6 +203,7 @@ def _compare_ids(part: Path, texts: Sequence[str], ids: Sequence[list[int]], pla
                 f"{place}: its tokenizer gives other ids than the model's, first at token {at} of {text[:40]!r}",
                 hint=_TOKENIZER,
             )
+    return texts
 
 
 # --- the readers: at some places of each text, the log-probabilities of the next token
@@ -216,10 +236,7 @@ def _loaded(written: Written) -> tuple[ModelConfig, Weights]:
         return loaded.config, loaded.weights
     base = formats.load(written.base)
     adapter = adapters.load(written.place, base.config)
-    merged = {
-        name: Tensor(name, "F32", values, "merged") for name, values in merge(base.weights, adapter.config, adapter.params)
-    }
-    return base.config, merged
+    return base.config, merged_weights(base.weights, adapter)
 
 
 def _read_with_llama_cpp(written: Written, texts: Sequence[str], ids: Sequence[list[int]], room: int, model: Model) -> Rows:

@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..models import family, inverse_frequencies
 from ..models.fields import Fields
 from ..weights import STORED
-from . import Checkpoint, by_canonical_name, complete
+from . import Checkpoint, by_canonical_name, complete, gguf_split
 
 TOKENIZER = "tokenizer.gguf"
 # general.architecture -> (model_type, rotary layout)
@@ -83,7 +83,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         ModelError: damaged, an adapter or a vocabulary alone, or an architecture or feature that is not supported.
     """
-    file = gguf_file.read(path)
+    file = gguf_split.read(path)
     config = read_config(file)
     stored = dict(file.tensors)
     for name in (FREQUENCIES, LONG, SHORT):
@@ -150,8 +150,6 @@ def _refuse(f: Fields, arch: str) -> None:
         raise f.wrong("general.type", "is a LoRA adapter, not a model", hint="give the base model")
     if arch not in ARCHITECTURES:
         raise f.wrong("general.architecture", f"is not supported; supported: {', '.join(ARCHITECTURES)}")
-    if f.whole("split.count", 1, least=0) > 1:
-        raise f.wrong("split.count", "is one part of a model", hint="join the parts: llama-gguf-split --merge FIRST OUT")
     if f.whole(f"{arch}.expert_count", 0, least=0):
         raise f.wrong(f"{arch}.expert_count", "is not supported: a mixture of experts")
     scaling = f.text(f"{arch}.rope.scaling.type", "none")

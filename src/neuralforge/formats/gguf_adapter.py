@@ -19,7 +19,7 @@ from ..weights import STORED, F32Array, Tensor
 from . import from_half, to_half
 from .gguf import gguf_name, module_name
 from .gguf_write import ARCHITECTURE_OF, check, layout_of, packed
-from .outgoing import RECORD_BYTES, VERIFIED, Outgoing
+from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
 from .peft import Adapter
 
 EXPORTS = {"gguf-lora": ("f32", "f16")}
@@ -29,6 +29,11 @@ _ENDS = (".lora_a", ".lora_b")
 def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """See `outgoing.writers`."""
     check(config, quant)
+
+
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    intended.needs_adapter()
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:

@@ -12,8 +12,10 @@ import numpy as np
 
 from .. import gguf_file
 from ..config import ModelConfig
-from ..errors import TokenizerError
+from ..errors import DataError, TokenizerError
+from ..events import Warning
 from ..gguf_vocabulary import BYTE, CONTROL, NORMAL, PRE_TOKENIZERS, UNKNOWN, UNUSED, USER_DEFINED
+from ..templates import ChatTemplate
 from ..tokenizer import Tokenizer
 from ..tokenizer_files import recognise
 from ..tokenizer_source import read_bytes
@@ -58,6 +60,40 @@ def metadata_of(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
     )
 
 
+def space_once(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a space before the start of a text alone, for which GGUF has no word.
+
+    llama.cpp puts one after every special token too, or none at all. Files say none, so that what stands between special
+    tokens is right, and the space at the start is written by the chat template.
+    """
+    spec = tokenizer.vocabulary.spec
+    return spec.model == "marked" and spec.prefix and not spec.prefix_again
+
+
+def leading_space(tokenizer: Tokenizer, template: str) -> str:
+    """What the chat template of a file must write first so that llama.cpp comes to the ids of training: a space or nothing."""
+    if not space_once(tokenizer):
+        return ""
+    try:
+        text = ChatTemplate(template, tokenizer.token_names).render([{"role": "user", "content": "x"}])
+    except DataError:  # it wants other messages; the check of the export renders three conversations
+        return ""
+    return "" if text.startswith(tuple(token.content for token in tokenizer.added)) else " "
+
+
+def file_template(tokenizer: Tokenizer, template: str) -> str:
+    """The chat template as a file has it, in Jinja."""
+    return ("{{ ' ' }}" if leading_space(tokenizer, template) else "") + template
+
+
+def cautions(tokenizer: Tokenizer | None) -> tuple[Warning, ...]:
+    """What a user of the file must know."""
+    if tokenizer is None or not space_once(tokenizer):
+        return ()
+    what = "llama.cpp puts no space before a bare prompt of this file, as training did; chats are exact"
+    return (Warning(0, what, 'begin a bare prompt with a space: " Once upon a time"'),)
+
+
 def _settings(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
     """Special ids and flags; another id that ends a turn, beside EOS, is eot."""
     values: dict[str, Any] = {}
@@ -77,10 +113,14 @@ def _template(tokenizer: Tokenizer) -> dict[str, Any]:
     return {} if tokenizer.chat_template is None else {"tokenizer.chat_template": tokenizer.chat_template}
 
 
+def _prefix(tokenizer: Tokenizer) -> bool:
+    return tokenizer.vocabulary.spec.prefix and not space_once(tokenizer)
+
+
 def _of_sentencepiece(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
     pieces = read_pieces(data, tokenizer.path)
     texts, scores, kinds = [p.text for p in pieces], [p.score for p in pieces], [p.kind for p in pieces]
-    return _marked(texts, scores, kinds, add_space_prefix=tokenizer.vocabulary.spec.prefix)
+    return _marked(texts, scores, kinds, add_space_prefix=_prefix(tokenizer))
 
 
 def _of_bin(data: bytes) -> dict[str, Any]:
@@ -133,7 +173,7 @@ def _of_marked_json(
     for i, token in enumerate(tokens):
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             kinds[i] = BYTE
-    return _marked(tokens, scores, kinds, add_space_prefix=tokenizer.vocabulary.spec.prefix)
+    return _marked(tokens, scores, kinds, add_space_prefix=_prefix(tokenizer))
 
 
 def _pre_name(spec: dict[str, Any], tokenizer: Tokenizer) -> str:

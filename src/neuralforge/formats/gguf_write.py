@@ -14,13 +14,14 @@ import numpy.typing as npt
 from .. import _core, gguf_file
 from ..config import ModelConfig, RopeConfig, tensor_shapes
 from ..errors import ConfigError, ModelError, TokenizerError
+from ..events import Warning
 from ..gguf_file import Entry
 from ..models import family, inverse_frequencies
 from ..tokenizer import NO_TOKENIZER
 from ..weights import BLOCKS, STORED, F32Array
 from . import from_half, gguf_tokenizer, safetensors, stored_parts, to_half
 from .gguf import FREQUENCIES, LONG, SHORT, frequency_divisors, gguf_name
-from .outgoing import RECORD_BYTES, VERIFIED, Outgoing
+from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
 
 # quant -> (block type of most matrices, of the output head, general.file_type of llama.cpp)
 QUANTS = {
@@ -95,9 +96,7 @@ def metadata_of(config: ModelConfig, *, name: str, quant: str) -> dict[str, Any]
     if c.rope.rope_type == "longrope" and not _one_set(c.rope):
         keys["rope.scaling.original_context_length"] = c.rope.scaling["original_max_position_embeddings"]
         keys["rope.scaling.attn_factor"] = float(inverse_frequencies(c.rope, c.head_dim, length=1)[1])
-    general: dict[str, Any] = {"architecture": arch, "type": "model", "name": name, "file_type": QUANTS[quant][2]}
-    if QUANTS[quant][0] in BLOCKS:
-        general["quantization_version"] = 2
+    general = {"architecture": arch, "type": "model", "name": name, "file_type": QUANTS[quant][2], "quantization_version": 2}
     return {f"general.{k}": v for k, v in general.items()} | {f"{arch}.{k}": v for k, v in keys.items()}
 
 
@@ -217,14 +216,25 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
     check(config, quant)
 
 
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    gguf_tokenizer.metadata_of(intended.tokenizer, intended.config)
+
+
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write one .gguf file with the tokenizer and the chat template inside."""
     metadata = metadata_of(model.config, name=model.name, quant=model.quant)
     if model.tokenizer is None:
         raise TokenizerError(f"{model.base}: has no tokenizer, and llama.cpp loads no model without one", hint=NO_TOKENIZER)
     metadata |= gguf_tokenizer.metadata_of(model.tokenizer, model.config)
-    metadata |= {"tokenizer.chat_template": model.template, VERIFIED: " " * RECORD_BYTES}
+    template = gguf_tokenizer.file_template(model.tokenizer, model.template)
+    metadata |= {"tokenizer.chat_template": template, VERIFIED: " " * RECORD_BYTES}
     save(path, model.config, model.tensors, quant=model.quant, metadata=metadata, threads=model.threads)
+
+
+def cautions(name: str, model: Outgoing) -> tuple[Warning, ...]:
+    """See `outgoing.writers`."""
+    return gguf_tokenizer.cautions(model.tokenizer)
 
 
 def reading(name: str, path: Path, base: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of llama2.c, float32: version 0 (what run.c reads) and version 1.
+"""Checkpoints of llama2.c: version 0 (what run.c reads) and version 1 in float32, version 2 (runq.c) in int8.
 
 Two writers of version 0 disagree: llama2.c gives a model with its own output head a negative vocabulary size and always
 stores the rotary tables; NeuralForge's first command gives a *tied* model the negative size and stores no tables.
@@ -8,6 +8,7 @@ The size of the file says which it is.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,10 @@ from ..errors import ModelError
 from ..weights import Tensor
 from . import Checkpoint, is_pickle
 
-_MAGIC = b"24ka"  # 0x616b3432, little-endian
+MAGIC = b"24ka"  # 0x616b3432, little-endian
+THETA, EPS = 10000.0, 1e-5  # fixed in run.c
 _V0_HEADER = 28
-_V1_HEADER = 256
+V1_HEADER = 256
 _MOST, _MOST_LAYERS = 2**24, 10_000  # anything above is not such a header
 # The kinds of tensors of a block by their names in run.c, and the order of all kinds in the file.
 _BLOCK = {
@@ -37,8 +39,8 @@ _BLOCK = {
     "w2": "mlp.down_proj",
     "w3": "mlp.up_proj",
 }
-_V0_ORDER = ("embed_tokens", "attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3", "norm")
-_V1_ORDER = ("attention_norm", "ffn_norm", "norm", "embed_tokens", "wq", "wk", "wv", "wo", "w1", "w2", "w3")
+V0_ORDER = ("embed_tokens", "attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3", "norm")
+V1_ORDER = ("attention_norm", "ffn_norm", "norm", "embed_tokens", "wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
 class _Header(NamedTuple):
@@ -56,24 +58,26 @@ def matches(path: Path) -> bool:
     if not path.is_file() or is_pickle(path):
         return False
     with path.open("rb") as f:
-        return path.suffix == ".bin" or f.read(4) == _MAGIC
+        return path.suffix == ".bin" or f.read(4) == MAGIC
 
 
 def load(path: Path) -> Checkpoint:
     """Open a llama2.c checkpoint.
 
     Raises:
-        ModelError: not such a file, version 2, or a size that does not fit the header.
+        ModelError: not such a file, or a size that does not fit the header.
     """
     size = path.stat().st_size
     if size < _V0_HEADER:
         raise ModelError(f"{path}: {size} bytes are too few for a llama2.c checkpoint", hint="the file is damaged or cut off")
     data = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    if data[:4].tobytes() == _MAGIC:
-        config, start, order = _read_v1(data, str(path))
+    group = 0
+    if data[:4].tobytes() == MAGIC:
+        config, start, order, group = _read_v1(data, str(path))
     else:
         config, start, order = _read_v0(data, str(path))
-    return Checkpoint(str(path), config, _tensors(config, data, start, order, str(path)), _beside(path, config.vocab_size))
+    tensors = _tensors(config, data, start, order, group, str(path))
+    return Checkpoint(str(path), config, tensors, _beside(path, config.vocab_size))
 
 
 def _config(header: _Header, path: str) -> ModelConfig:
@@ -82,7 +86,7 @@ def _config(header: _Header, path: str) -> ModelConfig:
         if not 0 < value <= (_MOST_LAYERS if name == "n_layers" else _MOST):
             raise ModelError(
                 f"{path}: not a llama2.c checkpoint: the header would mean {name}={value}",
-                hint="known: llama2.c checkpoints of version 0 and 1",
+                hint="known: llama2.c checkpoints of version 0, 1 and 2",
             )
     if h.dim % h.n_heads or h.n_heads % h.n_kv_heads or h.dim // h.n_heads % 2:
         raise ModelError(
@@ -98,8 +102,8 @@ def _config(header: _Header, path: str) -> ModelConfig:
         num_attention_heads=h.n_heads,
         num_key_value_heads=h.n_kv_heads,
         head_dim=h.dim // h.n_heads,
-        rms_norm_eps=1e-5,  # these four are fixed in run.c
-        rope=RopeConfig(theta=10000.0, layout="interleaved"),
+        rms_norm_eps=EPS,
+        rope=RopeConfig(theta=THETA, layout="interleaved"),
         bos_token_id=1,
         eos_token_ids=(2,),
         max_position_embeddings=h.max_seq_len,
@@ -125,48 +129,69 @@ def _read_v0(data: npt.NDArray[np.uint8], path: str) -> tuple[ModelConfig, int, 
         )
     # Where the tables are as large as a head two layouts fit; then the sign means what it means in llama2.c.
     name, config = next((fit for fit in fits if fit[1].tie_word_embeddings == (header.vocab_size > 0)), fits[0])
-    order = (*_V0_ORDER, *(("tables",) if "with rotary" in name else ()), *(() if config.tie_word_embeddings else ("output",)))
+    order = (*V0_ORDER, *(("tables",) if "with rotary" in name else ()), *(() if config.tie_word_embeddings else ("output",)))
     return config, _V0_HEADER, order
 
 
-def _read_v1(data: npt.NDArray[np.uint8], path: str) -> tuple[ModelConfig, int, tuple[str, ...]]:
-    if data.size < _V1_HEADER:
+def _read_v1(data: npt.NDArray[np.uint8], path: str) -> tuple[ModelConfig, int, tuple[str, ...], int]:
+    """(config, start, order, values of a group: 0 in version 1, whose values are float32)."""
+    if data.size < V1_HEADER:
         raise ModelError(
             f"{path}: {data.size} bytes are too few for a llama2.c checkpoint", hint="the file is damaged or cut off"
         )
-    version, *numbers, shared = struct.unpack("<i7iB", data[4:37].tobytes())
-    if version != 1:
-        what = "version 2 (int8)" if version == 2 else f"version {version}"
-        raise ModelError(f"{path}: llama2.c {what} is not read", hint="export it again as version 0 or 1 (float32)")
+    version, *numbers, shared, group = struct.unpack("<i7iBi", data[4:41].tobytes())
+    if version not in (1, 2):
+        raise ModelError(f"{path}: llama2.c version {version} is not read", hint="export it again as version 0, 1 or 2")
     header = _Header._make(numbers)
     if shared not in (0, 1) or header.vocab_size < 0:
         raise ModelError(f"{path}: damaged header: shared={shared}, vocab_size={header.vocab_size}", hint="copy the file again")
     config = replace(_config(header, path), tie_word_embeddings=bool(shared))
-    needed = _V1_HEADER + 4 * config.num_parameters
+    group = group if version == 2 else 0
+    if version == 2 and not (group > 0 and config.hidden_size % group == 0):
+        raise ModelError(f"{path}: damaged header: groups of {group} values", hint="copy the file again")
+    needed = V1_HEADER + sum(_bytes(shape, group) for shape in tensor_shapes(config).values())
     if data.size != needed:
         raise ModelError(f"{path}: has {data.size} bytes; its header asks for {needed}", hint="the file is damaged or cut off")
-    return config, _V1_HEADER, (*_V1_ORDER, *(() if shared else ("output",)))
+    return config, V1_HEADER, (*V1_ORDER, *(() if shared else ("output",))), group
+
+
+def _bytes(shape: tuple[int, ...], group: int) -> int:
+    """Size of a tensor; in version 2 matrices have a byte for each value and a float32 scale for each group."""
+    count = math.prod(shape)
+    return count + 4 * (count // group) if group and len(shape) == 2 else 4 * count
 
 
 def _tensors(
-    config: ModelConfig, data: npt.NDArray[np.uint8], start: int, order: tuple[str, ...], path: str
+    config: ModelConfig, data: npt.NDArray[np.uint8], start: int, order: tuple[str, ...], group: int, path: str
 ) -> dict[str, Tensor]:
     """Cut the file into tensors; each kind lies for all layers before the next kind."""
     shapes = tensor_shapes(config)
-    values = np.ndarray((data.size - start) // 4, "<f4", data[start:].data)
-    found, at = {}, 0
+    found, at = {}, start
     for kind in order:
         if kind == "tables":
-            at += config.max_position_embeddings * config.head_dim
+            at += 4 * config.max_position_embeddings * config.head_dim
             continue
-        for name in _names(kind, config.num_hidden_layers):
-            count = int(np.prod(shapes[name]))
-            found[name] = Tensor(name, "F32", values[at : at + count].reshape(shapes[name]), path)
-            at += count
+        for name in names_of(kind, config.num_hidden_layers):
+            shape, size = shapes[name], _bytes(shapes[name], group)
+            part = data[at : at + size]
+            values = _dequantised(part, shape, group, f"{path}: tensor {name}") if size != 4 * math.prod(shape) else None
+            found[name] = Tensor(name, "F32", np.ndarray(shape, "<f4", part.data) if values is None else values, path)
+            at += size
     return {name: found[name] for name in shapes}
 
 
-def _names(kind: str, layers: int) -> list[str]:
+def _dequantised(part: npt.NDArray[np.uint8], shape: tuple[int, ...], group: int, where: str) -> npt.NDArray[np.float32]:
+    """The values of an int8 tensor; they take memory, while those of the other versions stay in the file."""
+    count = math.prod(shape)
+    scales = np.ndarray(count // group, "<f4", part[count:].data)
+    if not np.isfinite(scales).all():
+        raise ModelError(f"{where} has a scale that is NaN or infinite", hint="the file is damaged")
+    values = part[:count].view(np.int8).reshape(-1, group).astype(np.float32)
+    values *= scales[:, None]
+    return values.reshape(shape)
+
+
+def names_of(kind: str, layers: int) -> list[str]:
     if kind in _BLOCK:
         return [f"model.layers.{i}.{_BLOCK[kind]}.weight" for i in range(layers)]
     return ["lm_head.weight" if kind == "output" else f"model.{kind}.weight"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA adapters of mlx-lm: adapters.safetensors with transposed matrices, and a plain scale in place of alpha.
+"""LoRA and DoRA adapters of mlx-lm: adapters.safetensors with transposed matrices, and a plain scale in place of alpha.
 
 Models for mlx-lm need no format of their own: it loads the folders of the format hf.
 """
@@ -20,7 +20,7 @@ from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
 from ..models.fields import Fields
 from ..weights import STORED, F32Array, Tensor
 from . import from_half, safetensors, to_half
-from .outgoing import Outgoing
+from .outgoing import Intended, Outgoing
 from .peft import Adapter
 
 EXPORTS = {"mlx": ("f32",)}
@@ -30,6 +30,11 @@ _DAMAGED = "copy the whole folder again"
 
 def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """See `outgoing.writers`."""
+
+
+def check_intended(name: str, intended: Intended) -> None:
+    """See `outgoing.writers`."""
+    intended.needs_adapter()
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:
@@ -87,22 +92,26 @@ def inspect_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load_adapter(path: Path, config: ModelConfig, *, base_fingerprint: str | None = None) -> Adapter:
     """Read an adapter, strictly; see `adapters.load`. mlx-lm keeps no mark of the base."""
     entries = Fields(read_json(path / _CONFIG, error=AdapterError), str(path / _CONFIG), AdapterError)
-    if entries.text("fine_tune_type", "lora") != "lora":
-        raise entries.wrong("fine_tune_type", "is not supported; only lora is")
+    kind = entries.text("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise entries.wrong("fine_tune_type", "is not supported; lora and dora are")
     parameters = entries.inner("lora_parameters")
     r, scale = parameters.whole("rank", most=4096), parameters.number("scale")
-    params = split_pairs(config, _pairs(path / _WEIGHTS, config, r), r=r)
+    pairs, magnitudes = _read(path / _WEIGHTS, config, r, dora=kind == "dora")
+    params = split_pairs(config, pairs, r=r)
     for name in params:
         if ".lora_B." in name:
             params[name][...] = from_half(params[name], config, name)
     found = {name.split(".lora_")[0].split(".")[-1] for name in params}
     lora = LoraConfig(r=r, lora_alpha=scale * r, target_modules=tuple(m for m in LINEAR_MODULES if m in found))
-    return Adapter(lora, config, params, entries.text("model", ""), "")
+    return Adapter(lora, config, params, entries.text("model", ""), "", magnitudes)
 
 
-def _pairs(path: Path, config: ModelConfig, r: int) -> dict[str, StoredPair]:
+def _read(path: Path, config: ModelConfig, r: int, *, dora: bool) -> tuple[dict[str, StoredPair], dict[str, F32Array]]:
+    """(pairs by stored name, lengths of the rows of DoRA by canonical name in the rotary layout of the base)."""
     stored_tensors, _ = safetensors.read(path, error=AdapterError)
     shapes, pairs = tensor_shapes(config), {}
+    magnitudes: dict[str, F32Array] = {}
     for stored, names in stored_linears(config).items():
         stem = stored.removesuffix(".weight")
         a, b = (stored_tensors.pop(f"{stem}.lora_{side}", None) for side in "ab")
@@ -122,7 +131,19 @@ def _pairs(path: Path, config: ModelConfig, r: int) -> dict[str, StoredPair]:
         if not math.isfinite(float(pair.a.sum()) + float(pair.b.sum())):
             raise AdapterError(f"{path}: {stem} holds NaN or infinite values", hint="the training that made it went wrong")
         pairs[stored] = pair
+        if dora:
+            lengths = _lengths(stored_tensors.pop(f"{stem}.m", None), rows, f"{path}: {stem}.m")
+            ends = np.cumsum([shapes[n][0] for n in names])[:-1]
+            for name, part in zip(names, np.split(lengths, ends), strict=True):
+                magnitudes[name] = np.ascontiguousarray(from_half(part, config, name))
     if stored_tensors or not pairs:
         what = f"tensor {next(iter(stored_tensors))!r} has no place in this base model" if stored_tensors else "is empty"
         raise AdapterMismatchError(f"{path}: {what}", hint="load the base it was trained on")
-    return pairs
+    return pairs, magnitudes
+
+
+def _lengths(tensor: Tensor | None, rows: int, where: str) -> F32Array:
+    if tensor is None or tensor.shape != (rows,) or tensor.dtype not in STORED or not np.isfinite(tensor.float32()).all():
+        found = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise AdapterError(f"{where} of DoRA is {found}; {rows} finite floats are needed", hint=_DAMAGED)
+    return tensor.float32()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import gguf_file
-from ..config import ModelConfig
-from ..errors import ConfigError
+from ..config import LoraConfig, ModelConfig
+from ..errors import ConfigError, NeuralForgeError
 from ..files import write_atomic
 from ..gguf_file import is_gguf
+from ..templates import ChatTemplate
 from ..tokenizer import Tokenizer
 from ..weights import F32Array
 from .peft import Adapter
@@ -66,6 +67,7 @@ class Outgoing:
     Attributes:
         config: its shape; `tensors` have the rotary order that it says.
         tensors: {canonical name: float32 array} with the adapter merged in.
+        base_tensors: the same without it.
         adapter: the adapter by itself, for formats that hold one; None where all weights were trained or none.
         base: path of the base model.
         tokenizer: None where the model has none.
@@ -78,6 +80,7 @@ class Outgoing:
 
     config: ModelConfig
     tensors: Mapping[str, F32Array]
+    base_tensors: Mapping[str, F32Array]
     adapter: Adapter | None
     base: str
     tokenizer: Tokenizer | None
@@ -91,11 +94,46 @@ class Outgoing:
         """The adapter.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or it is DoRA, which has no plain pair.
         """
+        if self.adapter is not None and self.adapter.magnitudes:
+            raise ConfigError(f"format={format!r}: a DoRA adapter can only be merged", hint="use the format gguf or hf")
         if self.adapter is None:
             raise ConfigError(f"format={format!r}: holds an adapter, and this model has none", hint="use the format gguf or hf")
         return self.adapter
+
+
+@dataclass(frozen=True)
+class Intended:
+    """What a training is going to leave, known before it begins.
+
+    Attributes:
+        config: shape of the base.
+        lora: what is trained; None where all weights are.
+        tokenizer, template: of the base.
+    """
+
+    config: ModelConfig
+    lora: LoraConfig | None
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+    def needs_adapter(self) -> None:
+        """Raises ConfigError where there will be none."""
+        if self.lora is None:
+            raise ConfigError("holds an adapter, and all weights are trained")
+
+
+def cannot_hold(name: str, intended: Intended) -> str | None:
+    """Why a format cannot hold what is going to be trained; None where it can."""
+    module = writer(name)
+    try:
+        check(name, intended.config, None)
+        if hasattr(module, "check_intended"):
+            module.check_intended(name, intended)
+    except NeuralForgeError as e:
+        return e.message.removeprefix(f"format={name!r}: ")
+    return None
 
 
 def writers() -> dict[str, Any]:
@@ -103,8 +141,9 @@ def writers() -> dict[str, Any]:
 
     EXPORTS is {format: allowed values of quant, the usual one first}. `check_export(format, config, quant)` raises
     ConfigError for a model that the format cannot hold; `export(format, outgoing, path)` writes; `reading(format, path,
-    base)` says how to open it again (fields of `verify.Written`). `add_record(path, text)` is there where the function of
-    that name here will not do.
+    base)` says how to open it again (fields of `verify.Written`). Where there are any, `check_intended(name, intended)` raises
+    before training what `export` would raise after it, `cautions(format, outgoing)` gives warnings for those who use the
+    file, and `add_record(path, text)` takes the place of the function of that name here.
     """
     package = importlib.import_module(__package__)
     modules = [importlib.import_module(f"{__package__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
@@ -138,9 +177,9 @@ def check(name: str, config: ModelConfig, quant: str | None) -> str:
     return chosen
 
 
-def add_record(place: Path, text: str) -> None:
-    """Keep what the check of an export found: inside a GGUF file, in a file of its own in a folder."""
+def add_record(place: Path, text: str, *, checked: Path) -> None:
+    """Keep what the check of an export found: inside the GGUF file that was checked, and in a file of its own in a folder."""
     if place.is_dir():
         write_atomic(place / RECORD, text.encode() + b"\n")
-    elif is_gguf(place):
-        gguf_file.fill_text(place, VERIFIED, text)
+    if is_gguf(checked):
+        gguf_file.fill_text(checked, VERIFIED, text)

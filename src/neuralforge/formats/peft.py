@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _DAMAGED = "both files of an adapter must come from one training: copy the folder again"
+_MAGNITUDE = "lora_magnitude_vector"
 _NOT_PEFT = "save the adapter with peft: model.save_pretrained(folder)"
 _FINGERPRINT = "neuralforge.base_fingerprint"
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias", "init_lora_weights"}
-_READ |= {"rank_pattern", "alpha_pattern", "layers_to_transform"}
+_READ |= {"rank_pattern", "alpha_pattern", "layers_to_transform", "use_dora"}
 # Entries that change nothing in a trained adapter, whatever they hold.
 _HARMLESS = {
     "task_type",
@@ -61,6 +62,7 @@ class Adapter:
             rows of q and k in the rotary layout of the base.
         base_name: path or name of the base model.
         base_fingerprint: see `lora.base_fingerprint`; empty when it is not known.
+        magnitudes: of DoRA, {weight: [out]}; such an adapter is applied by merging it, and is not written.
     """
 
     config: LoraConfig
@@ -68,6 +70,7 @@ class Adapter:
     params: ParamSet
     base_name: str
     base_fingerprint: str
+    magnitudes: Mapping[str, F32Array] = field(default_factory=dict)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter as a folder in PEFT's layout; see `save`."""
@@ -85,9 +88,11 @@ def save(adapter: Adapter, folder: str | Path) -> None:
         folder: made if need be; an adapter in it is replaced.
 
     Raises:
-        AdapterError: a value is NaN or infinite; nothing is written then.
+        AdapterError: a value is NaN or infinite, or it is DoRA; nothing is written then.
         OutputError: a file cannot be written.
     """
+    if adapter.magnitudes:
+        raise AdapterError(f"{folder}: the adapter is not written: DoRA is only read", hint="merge it: export as hf or gguf")
     for name in adapter.params:
         if not np.isfinite(adapter.params[name]).all():
             raise AdapterError(
@@ -177,7 +182,7 @@ def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | Non
         base_fingerprint: of that base; an adapter that remembers another one is refused.
 
     Raises:
-        AdapterError: missing, damaged, incomplete, or of a kind that is not supported (DoRA, trained biases, ...).
+        AdapterError: missing, damaged, incomplete, or of a kind that is not supported (trained biases, ...).
         AdapterMismatchError: it belongs to another base.
     """
     folder = Path(folder)
@@ -199,8 +204,11 @@ def load(folder: str | Path, config: ModelConfig, *, base_fingerprint: str | Non
             hint=f"load the base it names: {values.get('base_model_name_or_path') or 'unknown'}",
         )
     tensors = _by_own_name(stored, folder / _WEIGHTS)
+    dora = entries.flag("use_dora", False)
+    magnitudes = {n: tensors.pop(n) for n in list(tensors) if dora and n.endswith(_MAGNITUDE)}
     lora, params = _read(entries, tensors, config, folder / _WEIGHTS)
-    return Adapter(lora, config, params, entries.text("base_model_name_or_path", ""), fingerprint)
+    lengths = _magnitudes(magnitudes, tensors, config, folder / _WEIGHTS) if dora else {}
+    return Adapter(lora, config, params, entries.text("base_model_name_or_path", ""), fingerprint, lengths)
 
 
 load_adapter = load
@@ -227,6 +235,8 @@ def _by_own_name(stored: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         own = canonical_name(name.removeprefix(_PREFIX))
+        if own.endswith(f"{_MAGNITUDE}.weight"):  # some versions of peft keep it in a module of its own
+            own = own.removesuffix(".weight")
         if not name.startswith(_PREFIX):
             raise AdapterError(f"{path}: tensor {name!r} is not the name of a LoRA tensor", hint=_NOT_PEFT)
         if own in tensors:
@@ -259,6 +269,22 @@ def _read(entries: Fields, tensors: Mapping[str, Tensor], base: ModelConfig, pat
             params[name][...] = from_half(params[name], base, name)
     grown = alpha if widest == r else scale * (math.sqrt(widest) if rslora else widest)
     return _lora_config(entries, widest, grown, params, rslora=rslora), params
+
+
+def _magnitudes(given: Mapping[str, Tensor], pairs: Mapping[str, Tensor], base: ModelConfig, path: Path) -> dict[str, F32Array]:
+    """{weight: lengths of its rows} of DoRA, one for each pair, in the rotary layout of the base."""
+    shapes, parts, found = tensor_shapes(base), stored_linears(base), {}
+    wanted = {pair.split(".lora_")[0] + f".{_MAGNITUDE}": pair.split(".lora_")[0] + ".weight" for pair in pairs}
+    for key in sorted(wanted.keys() ^ given.keys()):
+        if key in given:
+            raise _unexpected(key, set(), path, known=False)
+        raise AdapterError(f"{path}: incomplete: {key} of DoRA is missing", hint=_DAMAGED)
+    for key, stored in wanted.items():
+        ends = np.cumsum([shapes[n][0] for n in parts[stored]])
+        rows = _values(given, key, (int(ends[-1]),), path)
+        for name, part in zip(parts[stored], np.split(rows, ends[:-1]), strict=True):
+            found[name] = np.ascontiguousarray(from_half(part, base, name))
+    return found
 
 
 def _lora_config(entries: Fields, r: int, alpha: float, params: ParamSet, *, rslora: bool) -> LoraConfig:
@@ -342,7 +368,7 @@ def _values(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], pa
 
 def _unexpected(name: str, modules: set[str], path: Path, *, known: bool) -> AdapterError:
     for part, what in (
-        ("lora_magnitude_vector", "DoRA"),
+        (_MAGNITUDE, "DoRA without use_dora or a pair"),
         ("lora_embedding_", "LoRA on embeddings"),
         (".default.", "a named adapter"),
     ):
@@ -373,6 +399,11 @@ EXPORTS = {"peft": ("f32",)}
 
 def check_export(name: str, config: ModelConfig, quant: str) -> None:
     """Adapters of every family can be written; see `outgoing.writers`."""
+
+
+def check_intended(name: str, intended: Any) -> None:
+    """See `outgoing.writers`."""
+    intended.needs_adapter()
 
 
 def export(name: str, model: Any, path: Path) -> None:

@@ -46,7 +46,8 @@ def read(path: str | Path, *, error: type[ModelError] = ModelError) -> tuple[dic
     except OSError as e:
         raise error(f"{path}: cannot be read: {e.strerror or e}", hint=UNREADABLE) from e
     start, header = _header(data, str(path), error)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mlx writes null
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise error(f"{path}: __metadata__ is not a table of strings", hint=_CUT_OFF)
     body = data[start:]
