@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mil_model import MilModel
 from simulated_ane import Simulator
+from test_mil_layers import ALL, CONFIGS, SEQ, Stream, engine, in_half, random_weights, stream
 
 from neuralforge import _core, formats
 from neuralforge.backends import cpu
 from neuralforge.tokenizer import Tokenizer
-
-mil_model = pytest.importorskip("mil_model", reason="the typed builder of MIL programs is not here")
-from test_mil_layers import ALL, CONFIGS, SEQ, Stream, engine, in_half, random_weights, stream  # noqa: E402
 
 NAMES = ("llama", "llama2.c", "qwen2", "qwen3", "phi3", "head 64", "head 128")
 BAR = 0.9995  # cosine of each gradient and the one of the cpu: float16 carries 11 bits, and errors of many values mostly cancel
@@ -24,7 +23,7 @@ TIE = 0.02  # two logits this near are a tie: values of 10 to 20 have steps of 0
 LOSS_SCALE = 256.0  # keeps small gradients above the denormal numbers of float16
 
 
-class Simulated(mil_model.MilModel):  # type: ignore[misc]
+class Simulated(MilModel):
     """The model with its procedures on the device."""
 
     def load(self, simulator: Simulator) -> None:
@@ -50,15 +49,16 @@ def worst_cosine(grads: dict[str, np.ndarray[Any, Any]], session: Any) -> float:
     return float(min(a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in pairs))
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["parts", "layers"])
 @pytest.mark.parametrize("what", ["lora", "full"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_training_step_is_that_of_the_cpu(simulator, name, what):
+def test_a_training_step_is_that_of_the_cpu(simulator, name, what, whole):
     simulator.set(strict_order=1, equal_sizes=1)
     config, lora = CONFIGS[name], ALL if what == "lora" else None
     weights = in_half(random_weights(config))
     batch = stream([25, 39], config.vocab_size)
     session, wanted = engine(config, weights, lora, batch)
-    model = Simulated(config, weights, lora, seq=SEQ, chunk=64 if name in ("llama", "qwen3") else 97)
+    model = Simulated(config, weights, lora, seq=SEQ, chunk=64 if name in ("llama", "qwen3") else 97, whole_layers=whole)
     model.load(simulator)
     loss, _, grads = model.step(batch, session.params, loss_scale=LOSS_SCALE)
     assert set(grads) == set(session.params)
