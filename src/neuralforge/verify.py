@@ -177,13 +177,6 @@ def _holder(written: Written) -> Path:
     return written.tokenizer or written.base or written.place
 
 
-def _holder(written: Written) -> Path:
-    """Where the tokenizer of what was written lies."""
-    if written.program is not None:
-        return written.program.tokenizer
-    return written.tokenizer or written.base or written.place
-
-
 def _compare_ids(part: Path, model: Model, ids: Sequence[list[int]], place: Path) -> list[str]:
     """The texts that people who use the file send, after a check that its tokenizer and template come to the same ids.
 
