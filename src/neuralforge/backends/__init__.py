@@ -19,7 +19,8 @@ from ..errors import BackendError
 from ..weights import F32Array, ParamSet, Weights
 
 IntArray = npt.NDArray[np.int32]
-PREFERENCE = ("ane", "mlx", "cpu")
+# "auto" never comes to those behind "cpu", which is always available: `ane` has not run on a Mac and is asked for by name
+PREFERENCE = ("mlx", "cpu", "ane")
 
 
 class MicroBatch(Protocol):
