@@ -110,7 +110,7 @@ sanitize: build $(C_TESTS:%=build/c/sanitize/%)
 
 test-objc: $(VENV)/.cross
 	NF_OBJC=1 $(PY) setup.py -q build --build-base build/objc --build-lib build/objc/lib
-	NF_OBJC=1 PYTHONPATH=build/objc/lib $(PY) -m pytest $(addprefix tests/test_ane_,backend.py bridge.py cache.py layers.py native.py simulator.py)
+	NF_OBJC=1 PYTHONPATH=build/objc/lib $(PY) -m pytest $(addprefix tests/test_ane_,backend.py bridge.py cache.py check.py layers.py native.py simulator.py training.py)
 
 # --- other machines: the C tests on emulated arm64 Linux, those of kernels also as older processors have it, and the C sources
 # compiled for macOS, where nothing was run yet

@@ -146,6 +146,18 @@ def test_what_is_not_finite_is_reported_as_such(device):
     assert ours.loss_and_grads(batch, fresh=True)[0] == good and np.isfinite(ours.grads.flat).all()
 
 
+@pytest.mark.parametrize("lora", [ALL, None], ids=["lora", "full"])
+def test_the_memory_of_surfaces_is_foretold(device, lora):
+    config, tokens = CONFIGS["llama"], 512
+    session = ane.open(config, random_weights(config), train="lora" if lora else "full", lora=lora, max_tokens=tokens)
+    engine = session._engines[0]
+    calls = [*engine._forward, *engine._backward, *engine._head, *engine._head_back]
+    held = sum({id(s): s.size for call in calls for s in call.surfaces.values()}.values())
+    rest = 4 * (2 * tokens * config.vocab_size + session.params.size)  # logits and their gradient, a step's gradients
+    told = ane.activation_bytes(config, lora, max_tokens=tokens, threads=1, dtype="fp16")
+    assert told == pytest.approx(held + rest, rel=0.05)
+
+
 # --- generation
 
 

@@ -142,9 +142,8 @@ class Engine:
         self._parts = [(kind, layer) for layer in range(self.job.config.num_hidden_layers) for kind in kinds]
         size = max(_largest(*found) for (part, _, _), found in self._found.items() if part in kinds)
         states, slopes = ([_core.AneSurface(self._device, size) for _ in range(count)] for count in (self._states(), 2))
-        shared: dict[
-            str, _core.AneSurface
-        ] = {}  # the documents, and gradients of trained values, which are read after each call
+        # the documents, and the gradients of trained values, which are read after each call
+        shared: dict[str, _core.AneSurface] = {}
         self._forward: list[Call] = []
         self._backward: list[Call | None] = []  # None: nothing is trained there or below
         for k, (kind, layer) in enumerate(self._parts):

@@ -34,6 +34,14 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Options of `neuralforge doctor`."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.add_argument(
+        "--ane",
+        type=plain,
+        nargs="?",
+        const="neuralforge-ane.json",
+        metavar="FILE",
+        help="try the Neural Engine: probes, models against the CPU, times; the report goes to FILE (neuralforge-ane.json)",
+    )
     parser.set_defaults(run=_doctor)
 
 
@@ -177,11 +185,22 @@ def _run(path: Path) -> Facts:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    found = _examined_ane(options.ane) if options.ane is not None else _examined()
+    console.out(json.dumps(found.as_dict()) if options.json else "\n".join(found.lines()))
+    return 0 if found.ready else 6
+
+
+def _examined() -> Any:
     from .doctor import examine
 
-    found = examine(Path.cwd())
-    if options.json:
-        console.out(json.dumps(found.as_dict()))
-    else:
-        console.out("\n".join(found.lines()))
-    return 0 if found.ready else 6
+    return examine(Path.cwd())
+
+
+def _examined_ane(report: str) -> Any:
+    from .ane_check import examine
+    from .files import write_atomic
+
+    found = examine()
+    write_atomic(report, json.dumps(found.as_dict(), indent=1).encode())
+    console.note(f"report: {report}")
+    return found

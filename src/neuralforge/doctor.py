@@ -161,7 +161,8 @@ def _backends() -> list[Check]:
     from . import backends
 
     reasons = {name: module.unavailable() for name, module in backends.backends().items()}
-    checks = [Check("backend", "note", f"{name}: {reason}") for name, reason in reasons.items() if reason]
+    found = {name: reason.partition("; ") for name, reason in reasons.items() if reason}  # what is wrong; what to use instead
+    checks = [Check("backend", "note", f"{name}: {reason}", instead) for name, (reason, _, instead) in found.items()]
     usable = [name for name, reason in reasons.items() if reason is None]
     if not usable:
         return [*checks, Check("backend", "problem", "none is available", "install neuralforge again")]

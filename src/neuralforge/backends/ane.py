@@ -51,13 +51,13 @@ def unavailable() -> str | None:
     return None
 
 
-def device() -> _core.AneDevice:
-    """The opened framework.
+def device(*, cache: str | None = None) -> _core.AneDevice:
+    """The opened framework, with a folder for compiled programs if one is given.
 
     Raises:
         BackendError: there is none, or it is not the one that the bridge was written for.
     """
-    return _core.AneDevice(os.environ.get(FRAMEWORK))
+    return _core.AneDevice(os.environ.get(FRAMEWORK), cache=cache)
 
 
 def dialect_of(device: _core.AneDevice) -> str:
@@ -321,15 +321,15 @@ def activation_bytes(
     dtype: str,
     gradient_checkpointing: bool = False,
 ) -> int:
-    """Bytes of the surfaces and of the logits of a training session; `lora` None means full training."""
-    seq, widest = _rounded(max_tokens), max(config.intermediate_size, config.num_attention_heads * config.head_dim)
-    matrices = max(int(np.prod(s)) for n, s in tensor_shapes(config).items() if ".layers." in n)
-    trained = lora.r * max(widest, config.hidden_size) if lora else matrices
-    surface = 2 * max(seq * config.hidden_size, trained)
-    values = 2 * len(lora.modules) if lora else sum(".layers.0." in n for n in tensor_shapes(config))
-    layers = config.num_hidden_layers * (1 + values) + values + 4
-    head = 2 * config.vocab_size * (2 * seq + (0 if lora else 2 * config.hidden_size))
-    return layers * surface + head + 4 * config.vocab_size * seq
+    """Bytes of surfaces, logits and one step's gradients of a training session; `lora` None means full training."""
+    c, seq = config, _rounded(max_tokens)
+    shapes = lora_shapes(c, lora) if lora else tensor_shapes(c)
+    layer = [int(np.prod(shape)) for n, shape in shapes.items() if n.startswith("model.layers.0.")]
+    parts = c.num_hidden_layers * (1 + len(layer)) + len(layer) + 4  # inputs and trained values; gradients, mask, slopes
+    # x, y, dy and dx; where it is trained also the head, the norm and their gradients
+    head = (4 if lora else 8) * c.vocab_size * max(seq, 0 if lora else c.hidden_size)
+    surfaces = 2 * (parts * max(seq * c.hidden_size, *layer) + head)
+    return surfaces + 4 * (2 * seq * c.vocab_size + sum(int(np.prod(shape)) for shape in shapes.values()))
 
 
 def weight_bytes(weights: Weights, *, dtype: str, trained: bool = False) -> int:

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Neural Engine can do, as one report: probes of what others reported, small models against the CPU, and a few times.
+
+This is what the owner of a Mac runs and sends us. Probes that our programs need decide whether the machine is ready; the others
+settle what published reports disagree about.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from . import __version__, _core
+from .ane_cost import CHAIN_DEPTHS
+from .ane_probes import CONV, Work, loaded, numbers, probes
+from .backends import ane, cpu
+from .batches import Batch
+from .config import LoraConfig, ModelConfig, RopeConfig, tensor_shapes
+from .errors import BackendError, NeuralForgeError
+from .weights import F32Array, Tensor
+
+# gradients of a small model: float16 carries 11 bits, and errors of many values mostly cancel
+LEAST_COSINE, LOSS_TOLERANCE = 0.9995, 1e-2
+SECONDS = 0.5  # for each time that is taken
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried; `needed` says that programs of ours do it."""
+
+    name: str
+    ok: bool
+    needed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found; `benchmark` in ms."""
+
+    device: dict[str, Any]
+    dialect: str
+    probes: list[Finding]
+    conformance: list[Finding]
+    benchmark: dict[str, float]
+    compiles: int
+
+    @property
+    def ready(self) -> bool:
+        """Training works here: nothing that is needed failed."""
+        return all(f.ok for f in (*self.probes, *self.conformance) if f.needed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        about = {"ready": self.ready, "version": __version__, "system": platform.platform()}
+        return about | asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        found = [*self.probes, *self.conformance]
+        width = max(len(f.name) for f in found)
+        marks = {(True, True): "ok", (True, False): "ok", (False, True): "FAILED", (False, False): "no"}
+        lines = [f"{f.name:<{width}}  {marks[f.ok, f.needed]:6}  {f.text}" for f in found]
+        lines += [f"{name:<{width}}  {ms:.3f} ms" for name, ms in self.benchmark.items()]
+        return [*lines, "", "ready" if self.ready else "not ready: see what failed above"]
+
+
+def examine() -> Report:
+    """Try everything on the Neural Engine of this machine.
+
+    Raises:
+        BackendError: there is none.
+    """
+    if reason := ane.unavailable():
+        raise BackendError(reason)
+    device, before = ane.device(), _core.ane_compile_count()
+    dialect = ane.dialect_of(device)
+    tried = [_tried(name, needed, work, device, dialect) for name, needed, work in probes(dialect)]
+    conformance = [_tried(name, True, work, device, dialect) for name, work in _conformance()]
+    info = {k: v for k, v in device.info().items() if k != "scratch"}
+    times = _benchmark(device, dialect) if all(f.ok for f in tried if f.needed) else {}
+    return Report(info, dialect, tried, conformance, times, _core.ane_compile_count() - before)
+
+
+def _tried(name: str, needed: bool, work: Work, device: _core.AneDevice, dialect: str) -> Finding:
+    try:
+        return Finding(name, True, needed, work(device, dialect))
+    except NeuralForgeError as error:
+        return Finding(name, False, needed, str(error))
+
+
+# --- small models against the CPU
+
+_SMALL: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+MODELS = {
+    "grouped heads": ModelConfig(**_SMALL),
+    "tied, interleaved": ModelConfig(**_SMALL | {"tie_word_embeddings": True, "rope": RopeConfig(layout="interleaved")}),
+    "biases": ModelConfig(**_SMALL | {"attention_bias": True}),
+    "norms of heads": ModelConfig(**_SMALL | {"qk_norm": True}),
+    "heads of 128": ModelConfig(**_SMALL | {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1}),
+}
+
+
+def _conformance() -> list[tuple[str, Work]]:
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    return [
+        (f"{name}, {'LoRA' if how else 'all weights'}", _model(config, how))
+        for name, config in MODELS.items()
+        for how in (lora, None)
+    ]
+
+
+def _model(config: ModelConfig, lora: LoraConfig | None) -> Work:
+    return lambda device, dialect: _step_differs(config, lora)
+
+
+def _step_differs(config: ModelConfig, lora: LoraConfig | None) -> str:
+    """One training step of a model of random weights, on both backends."""
+    how: dict[str, Any] = {"train": "lora" if lora else "full", "lora": lora, "max_tokens": 64}
+    weights, batch = _weights(config), _batch(config.vocab_size)
+    theirs = cpu.open(config, weights, **how, dtype="f32")
+    ours = ane.open(config, weights, **how)
+    try:
+        if lora:
+            theirs.params.flat[...] = np.random.default_rng(1).normal(0, 0.1, theirs.params.size)
+            ours.update(theirs.params)
+        loss, wanted = (session.loss_and_grads(batch)[0] for session in (ours, theirs))
+        assert ours.grads is not None and theirs.grads is not None
+        cosine = min(_cosine(ours.grads[n], theirs.grads[n]) for n in theirs.grads)
+    finally:
+        ours.close()
+        theirs.close()
+    text = f"loss {loss:.4f}, on the CPU {wanted:.4f}; least cosine of a gradient {cosine:.6f}"
+    if not (abs(loss - wanted) <= LOSS_TOLERANCE * wanted and cosine >= LEAST_COSINE):
+        raise BackendError(text)
+    return text
+
+
+def _cosine(a: F32Array, b: F32Array) -> float:
+    x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    return float(x @ y) / max(float(np.sqrt((x @ x) * (y @ y))), 1e-30)
+
+
+def _weights(config: ModelConfig) -> dict[str, Tensor]:
+    made = {}
+    for n, (name, shape) in enumerate(tensor_shapes(config).items()):
+        values = np.random.default_rng(n).normal(float("norm" in name), 0.15, shape)
+        made[name] = Tensor(name, "F32", values.astype(np.float32), "check")
+    return made
+
+
+def _batch(vocab: int) -> Batch:
+    """Two documents, a few places untrained."""
+    ids = np.random.default_rng(0).integers(0, vocab, (2, 55)).astype(np.int32)
+    ids[1, ::5] = -1
+    positions = np.concatenate([np.arange(25), np.arange(30)]).astype(np.int32)
+    return Batch(ids[0], ids[1], positions, np.array([0, 25, 55], np.int32))
+
+
+# --- times
+
+
+def _benchmark(device: _core.AneDevice, dialect: str) -> dict[str, float]:
+    """ms of a call that does little, of two chains that the cost model was fitted to, and of a small model's training step."""
+    times = {"a call": _chain_ms(device, dialect, channels=32, depth=1, width=32)}
+    for depth in (CHAIN_DEPTHS[0], CHAIN_DEPTHS[-1]):
+        times[f"{depth} convolutions of 512 channels"] = _chain_ms(device, dialect, channels=512, depth=depth, width=64)
+    config = MODELS["grouped heads"]
+    session = ane.open(config, _weights(config), train="lora", lora=LoraConfig(r=4), max_tokens=64)
+    batch = _batch(config.vocab_size)
+    times["a training step of a small model"] = _median_ms(lambda: session.loss_and_grads(batch))
+    session.close()
+    return times
+
+
+def _chain_ms(device: _core.AneDevice, dialect: str, *, channels: int, depth: int, width: int) -> float:
+    p = _core.MilProgram(dialect)
+    p.begin("main")
+    value = p.input("i", (1, channels, 1, width))
+    for n in range(depth):
+        value = p.apply("conv", x=value, weight=p.weight(numbers((channels, channels), seed=n) / channels), **CONV)
+    p.output("o", value)
+    p.end()
+    request = _core.AneRequest(loaded(device, p))
+    return _median_ms(request.run)
+
+
+def _median_ms(work: Callable[[], object]) -> float:
+    """After one call that does not count."""
+    work()
+    times: list[float] = []
+    while not times or (sum(times) < SECONDS and len(times) < 1000):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(times)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`neuralforge doctor --ane` against the simulator, sound and with each fault that it has to find."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_ane import Simulator
+
+from neuralforge import _core, ane_check, cli
+from neuralforge.backends import ane
+from neuralforge.errors import BackendError
+
+
+@pytest.fixture
+def device(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Simulator:
+    monkeypatch.setenv(ane.FRAMEWORK, simulator.path)
+    monkeypatch.setattr(ane_check, "SECONDS", 0.0)  # each time is taken once
+    return simulator
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_report(device, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    before = _core.ane_compile_count()
+    assert cli.main(["doctor", "--ane"]) == 0
+    out, err = capfd.readouterr()
+    assert out.rstrip().endswith("ready") and "FAILED" not in out and "neuralforge-ane.json" in err
+    told = json.loads(Path("neuralforge-ane.json").read_text())
+    assert told["ready"] is True and told["device"]["architecture"] == "h16g" and told["dialect"] == "ios18"
+    assert told["compiles"] == _core.ane_compile_count() - before <= _core.MIL_LIMITS["compiles"]
+    assert len(told["conformance"]) == 2 * len(ane_check.MODELS) and all(f["ok"] for f in told["conformance"])
+    assert all(f["ok"] for f in told["probes"]) and all(ms > 0 for ms in told["benchmark"].values())
+    assert set(told["benchmark"]) >= {"a call", "128 convolutions of 512 channels"}
+
+
+FAULTS: dict[str, tuple[dict[str, int], set[str]]] = {
+    "surfaces of one size": ({"equal_sizes": 1}, {"surfaces of different sizes"}),
+    "a cache that is forgotten": ({"no_cache": 1}, {"cache"}),
+    "a narrow device": ({"width_limit": 4096}, {"width 16384"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_others_reported_is_found_and_training_works(device, fault):
+    switches, failing = FAULTS[fault]
+    device.set(**switches)
+    found = ane_check.examine()
+    assert {f.name for f in found.probes if not f.ok} == failing and found.ready and found.benchmark
+
+
+def test_a_device_that_computes_wrongly_is_not_ready(device, monkeypatch):
+    """Products that overflow far too early: probes, models, and no times."""
+    device.set(matmul_limit=1)
+    monkeypatch.setattr(ane_check, "MODELS", ONE)
+    found = ane_check.examine()
+    wrong = {f.name for f in (*found.probes, *found.conformance) if not f.ok}
+    assert wrong >= {"matmul", "matmul of a constant", "grouped heads, LoRA", "grouped heads, all weights"}
+    assert not found.ready and found.benchmark == {} and "FAILED" in "\n".join(found.lines())
+
+
+def test_an_old_chip(device, monkeypatch):
+    device.set(old_chip=1)
+    monkeypatch.setattr(ane_check, "MODELS", ONE)
+    monkeypatch.setattr(ane, "dialect_of", lambda _: "ios16")  # the simulator's name is that of a new one
+    found = ane_check.examine()
+    assert {f.name for f in found.probes if not f.ok} == {"dialect ios18", "float32 ports"} and found.ready
+
+
+def test_without_one_it_says_why(monkeypatch, tmp_path, capfd):
+    monkeypatch.delenv(ane.FRAMEWORK, raising=False)
+    monkeypatch.setattr(ane.sys, "platform", "linux")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["doctor", "--ane"]) == 6
+    out, err = capfd.readouterr()
+    assert out == "" and "part of Macs with Apple silicon" in err and "use --backend cpu" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BackendError, match="part of Macs"):
+        ane_check.examine()
+
+
+def test_a_report_that_cannot_be_written(device, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(ane_check, "examine", lambda: ane_check.Report({}, "ios18", [OK], [OK], {}, 0))
+    assert cli.main(["doctor", "--ane", str(tmp_path / "no" / "such.json")]) == 6
+    assert "such.json" in capfd.readouterr().err
+    assert cli.main(["doctor", "--json", "--ane", str(tmp_path / "report.json")]) == 0
+    told: dict[str, Any] = json.loads(capfd.readouterr().out)
+    assert told == json.loads((tmp_path / "report.json").read_text()) and told["ready"]
+
+
+ONE = {"grouped heads": ane_check.MODELS["grouped heads"]}
+OK = ane_check.Finding("abs", True, True, "fine")
