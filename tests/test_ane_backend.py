@@ -115,6 +115,17 @@ def test_gradients_add_up_and_a_fresh_one_takes_their_place(device):
     assert np.array_equal(ours.grads.flat, once)
 
 
+def test_a_micro_step_does_not_depend_on_those_before_it(device):
+    ours, _ = pair("llama", ALL)
+    short, long = (stream(n, 97, seed=seed) for seed, n in enumerate([[20, 5], [60]]))
+    ours.loss_and_grads(short, fresh=True)
+    once = ours.grads.flat.copy()
+    ours.loss_and_grads(long, fresh=True)
+    assert not np.array_equal(ours.grads.flat, once)
+    ours.loss_and_grads(short, fresh=True)
+    assert np.array_equal(ours.grads.flat, once)
+
+
 def test_an_overflow_halves_the_loss_scale_and_repeats(device):
     """With a limit on products that only gradients reach, the result is that of a smaller scale, which is exact."""
     ours, theirs = pair("llama", ALL)
