@@ -100,7 +100,9 @@ def test_a_run_learns_as_on_the_cpu(device, shared, tmp_path, lora):
 def test_a_run_with_evaluation_goes_on_with_the_same_bits(device, shared, tmp_path):
     """Evaluation, samples and checkpoints; a run that is left after 3 of 6 steps learns what a whole one does."""
     how: dict[str, Any] = {"lora": LORA, "steps": 6, "count": 40, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    before = _core.ane_compile_count()
     whole = trainer(ane, shared, tmp_path / "a", **how).train()
+    assert _core.ane_compile_count() == before + 1  # samples, of up to 56 tokens, fit into the programs of the streams
     assert len(small.of(whole, events.Eval)) == 2 and all(e.text for e in small.of(whole, events.Sample))
     stream = trainer(ane, shared, tmp_path / "b", **how).start()
     assert any(isinstance(event, events.Saved) for event in stream)
