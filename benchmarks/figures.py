@@ -25,7 +25,7 @@ RUNS = {
         "--dtype f32",
         "--dtype bf16 int8",
         "--dtype bf16 int8 --batch 4 --rounds 3 --peer 'bf16 weights' 'bf16 weights, compiled'",
-        "--dtype f32 bf16 --mode full --rounds 3 --peer float32 'bf16 weights' 'float32, autocast to bf16'",
+        "--dtype f32 bf16 --mode full --rounds 3 --peer 'float32, compiled' 'bf16 weights' 'bf16 weights, compiled'",
         "--dtype bf16 int8 --shape qwen3-0.6b --rounds 3 --peer 'bf16 weights' 'bf16 weights, compiled'",
     ),
     "phases.py": ("--tokens 256", "--tokens 2048 --dtype bf16 int8"),
