@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -198,9 +199,10 @@ def train(start: Path, texts: dict[str, list[str]], args: nf.TrainConfig) -> nf.
 def write_base(output: Path, run: Path, start: Path) -> None:
     """The trained weights in fp16, with the tokenizer."""
     trained = nf.Model.from_pretrained(run / "model")
-    files = {name: start / name for name in ("tokenizer.model", "tokenizer_config.json")}
     weights = {name: tensor.float32() for name, tensor in trained.weights.items()}
-    hf.save_model(output, CONFIG, weights, dtype="F16", extra_files=files)
+    hf.save_model(output, CONFIG, weights, dtype="F16")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copyfile(start / name, output / name)
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -517,7 +518,9 @@ def test_a_killed_download_goes_on(server, model, tmp_path, end):
     server.always = "slow:0.001"
     words = [sys.executable, "-m", "neuralforge", *command(server.address)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job of a shell begins with it ignored
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen(words, cwd=tmp_path, env=environment, preexec_fn=heard, **pipes)
     deadline = time.monotonic() + 60
     while server.sent < 9 << 20 and time.monotonic() < deadline:
         time.sleep(0.01)
