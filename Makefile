@@ -16,6 +16,11 @@ C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
 # Such settings make OpenBLAS take other kernels or thread counts than it does for others.
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OPENBLAS_NUM_THREADS OMP_NUM_THREADS
 
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+MAKEFLAGS += --jobs=$(CORES)
+# $(call each,FILES,COMMAND with {} where the file stands): side by side, all of them or an error
+each = printf '%s\n' $(1) | xargs -P $(CORES) -I{} sh -c '$(2) || exit 255'
+
 .PHONY: build test test-c test-objc test-all sanitize cross lint fmt bench demo docs clean
 
 build: $(VENV)/.build
@@ -69,25 +74,24 @@ $(VENV)/.oracles $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.build
 
 # --- the C tests: with the BLAS library, with plain C products, and plain C under the sanitizers
 
-SANITIZERS := -fsanitize=address,undefined -fno-omit-frame-pointer -g
 export ASAN_OPTIONS = detect_leaks=0
 export UBSAN_OPTIONS = halt_on_error=1:print_stacktrace=1
 
-# $(1) variant, $(2) environment of build_cpu.py, which prints the flags, $(3) more flags
+# $(1) variant, $(2) environment of build_cpu.py, which prints the flags
 define c_variant
 build/c/$(1)/flags: build_cpu.py Makefile | $(VENV)/.build
 	@mkdir -p $$(@D)
 	$(2) $(PY) build_cpu.py >$$@
 build/c/$(1)/%.o: %.c $(C_HEADERS) build/c/$(1)/flags
 	@mkdir -p $$(@D)
-	@echo "cc $$@"; $(CC) $(3) -Icsrc -c $$< @build/c/$(1)/flags -o $$@
+	@echo "cc $$@"; $(CC) -Icsrc -c $$< @build/c/$(1)/flags -o $$@
 build/c/$(1)/test_%: build/c/$(1)/tests/c/test_%.o $(C_SOURCES:%.c=build/c/$(1)/%.o)
-	@echo "cc $$@"; $(CC) $(3) $$^ @build/c/$(1)/flags -o $$@
+	@echo "cc $$@"; $(CC) $$^ @build/c/$(1)/flags -o $$@
 .PRECIOUS: build/c/$(1)/%.o
 endef
 $(eval $(call c_variant,blas))
 $(eval $(call c_variant,plain,NF_BLAS=none))
-$(eval $(call c_variant,sanitize,NF_BLAS=none,$(SANITIZERS)))
+$(eval $(call c_variant,sanitize,NF_BLAS=none NF_SANITIZE=1))
 
 run_c_tests = @for t in $(C_TESTS); do echo "== $$t ($(1))"; build/c/$(1)/$$t || exit 1; done
 
@@ -124,16 +128,13 @@ $(VENV)/.cross: pyproject.toml | $(VENV)/.build
 
 cross: $(VENV)/.cross
 	@mkdir -p $(ARM) build/c/macos
-	for f in $(C_SOURCES); do \
-	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -c $$f -o $(ARM)/$$(echo $$f | tr / _).o || exit 1; done
-	for t in $(C_TESTS); do \
-	    aarch64-linux-gnu-gcc $(CROSS_FLAGS) -static tests/c/$$t.c $(ARM)/*.o -o $(ARM)/$$t -lm || exit 1; done
+	$(call each,$(C_SOURCES),aarch64-linux-gnu-gcc $(CROSS_FLAGS) -c {} -o $(ARM)/$$(echo {} | tr / _).o)
+	$(call each,$(C_TESTS),aarch64-linux-gnu-gcc $(CROSS_FLAGS) -static tests/c/{}.c $(ARM)/*.o -o $(ARM)/{} -lm)
 	for t in $(C_TESTS:%=max/%) $(foreach cpu,neoverse-n1 cortex-a53,$(cpu)/test_kernels $(cpu)/test_blocks); do \
 	    echo "$$t"; qemu-aarch64-static -cpu $${t%/*} $(ARM)/$${t#*/} >$(ARM)/log; code=$$?; \
 	    grep -E '^(FAIL|--)' $(ARM)/log; tail -n 1 $(ARM)/log; [ $$code -eq 0 ] || exit 1; done
-	for f in $(C_SOURCES); do \
-	    $(PY) -m ziglang cc -target aarch64-macos.14.0 $(CROSS_FLAGS) -DNF_USE_ACCELERATE=1 -c $$f \
-	    -o build/c/macos/$$(basename $$f .c).o || exit 1; done
+	$(call each,$(C_SOURCES),$(PY) -m ziglang cc -target aarch64-macos.14.0 $(CROSS_FLAGS) -DNF_USE_ACCELERATE=1 \
+	    -c {} -o build/c/macos/$$(basename {} .c).o)
 
 # --- style
 

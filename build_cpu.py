@@ -35,7 +35,9 @@ HEADERS = (
 )
 # ane_bridge is an extension of its own, see build_ane.py
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c") if p.parent.name != "ane_bridge")
-COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread"]
+# -O1 -g1: the kernels' files would take minutes each, most of them for the debugger's table of variables
+SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1", "-g1"] if os.environ.get("NF_SANITIZE") == "1" else []
+COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread", *SANITIZE]
 
 
 def readable(headers: tuple[str, ...]) -> str:
@@ -78,7 +80,6 @@ def flags() -> str:
 
 def make_builder() -> FFI:
     found = blas()
-    sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"] if os.environ.get("NF_SANITIZE") == "1" else []
     builder = FFI()
     builder.cdef(readable(HEADERS))
     builder.set_source(
@@ -86,8 +87,8 @@ def make_builder() -> FFI:
         "".join(f'#include "{name}"\n' for name in HEADERS),
         sources=SOURCES,
         include_dirs=["csrc"],
-        extra_compile_args=COMPILE + sanitize,
-        extra_link_args=found.pop("extra_link_args", []) + sanitize + ["-pthread"],
+        extra_compile_args=COMPILE,
+        extra_link_args=found.pop("extra_link_args", []) + SANITIZE + ["-pthread"],
         depends=[p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.h")],
         **found,
     )
