@@ -36,9 +36,7 @@ HEADERS = (
 # ane_bridge is an extension of its own, see build_ane.py
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/*/*.c") if p.parent.name != "ane_bridge")
 # -O1 -g1: the kernels' files would take minutes each, most of them for the debugger's table of variables
-SANITIZE = (
-    ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1", "-g1"] if os.environ.get("NF_SANITIZE") == "1" else []
-)
+SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1", "-g1"] if os.environ.get("NF_SANITIZE") == "1" else []
 COMPILE = ["-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi", "-pthread", *SANITIZE]
 
 

@@ -69,7 +69,7 @@ def errors(*, made: bool) -> dict[str, float]:
 
 
 def test_outliers_leave_logits_and_gradients_as_they_were() -> None:
-    """The divided column of the weights has half a step of int8 left, and 0.3 of it are lost: that is 0.55 / sqrt(256), 3 % of a
+    """The divided column of the weights has half a step of int8 left, and 0.3 of it are lost: 0.55 / sqrt(256), 3 % of a
     product, what int8 costs at the end of this model anyway. When whole rows are rounded, it costs 8 times that."""
     plain, made = errors(made=False), errors(made=True)
     gradients = [np.median([e for name, e in found.items() if name != "logits"]) for found in (plain, made)]
