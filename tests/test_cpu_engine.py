@@ -393,7 +393,9 @@ def test_full_training_in_bf16_gives_the_same_bytes_for_any_threads() -> None:
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("train, dtype", [("lora", "f32"), ("lora", "int8"), ("full", "f32"), ("full", "bf16")])
+@pytest.mark.parametrize(
+    "train, dtype", [("lora", "f32"), ("lora", "bf16"), ("lora", "int8"), ("lora", "int4"), ("full", "f32"), ("full", "bf16")]
+)
 def test_gradient_checkpointing_gives_the_same_bytes_in_less_memory(train: str, dtype: str) -> None:
     config = dataclasses.replace(TINY, num_hidden_layers=9, qk_norm=True)
     weights, s = random_weights(config), stream([37, 5, 90], config.vocab_size)

@@ -13,7 +13,7 @@ from neuralforge.ingest import Dataset
 from neuralforge.model import Model
 from neuralforge.trainer import Trainer
 
-LIMITS = {"bf16": 0.003, "int8": 0.01}  # of the float32 loss
+LIMITS = {"bf16": 0.003, "int8": 0.01, "int4": 0.01}  # of the float32 loss
 
 
 def held_out_loss(base: str | Path, text: str, out: Path, *, dtype: str, seed: int) -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -101,6 +102,22 @@ def test_full_training_needs_more(tiny_llama: Callable[..., Path], tmp_path: Pat
     all_weights = plan(model, args, peft_config=None, train_dataset=rows(10))
     assert all_weights.memory["training state"] == 16 * model.config.num_parameters
     assert all_weights.memory["training state"] > 10 * few.memory["training state"]
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(), None], ids=["lora", "full"])
+def test_a_plan_says_when_computing_blocks_again_makes_a_run_fit(
+    tiny_llama: Callable[..., Path], tmp_path: Path, lora: LoraConfig | None
+) -> None:
+    model = Model.from_pretrained(tiny_llama(num_hidden_layers=8, max_position_embeddings=512))
+    args = TrainConfig(output_dir=str(tmp_path), max_steps=2, max_length=512, per_device_train_batch_size=8)
+    lean = dataclasses.replace(args, gradient_checkpointing=True)
+    kept, again = (plan(model, a, peft_config=lora, train_dataset=rows(64)) for a in (args, lean))
+    assert kept.checkpointed_memory_bytes < kept.peak_memory_bytes
+    assert kept.peak_memory_bytes - kept.checkpointed_memory_bytes == kept.memory["activations"] - again.memory["activations"]
+    between = (kept.peak_memory_bytes + kept.checkpointed_memory_bytes) // 2
+    for available, said in ((2 * kept.peak_memory_bytes, False), (between, True), (1000, False), (0, False)):
+        lines = dataclasses.replace(kept, available_memory_bytes=available).lines()
+        assert any("with gradient_checkpointing" in line for line in lines) == said, available
 
 
 def test_the_stand_in_keeps_the_proportions(tiny_llama: Callable[..., Path]) -> None:

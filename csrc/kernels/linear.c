@@ -6,6 +6,7 @@
 #include "../core/cpu.h"
 #include "matmul.h"
 #include "narrow.h"
+#include "rows.h"
 
 enum { STRIP = 64 };      /* columns of blocks that are turned into bf16 at a time */
 enum { WIDEN_ROWS = 32 }; /* rows of a narrow weight that are turned into float32 at a time */
@@ -13,6 +14,7 @@ enum { WIDEN_ROWS = 32 }; /* rows of a narrow weight that are turned into float3
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale) {
     nf_linear l = {.kind = kind, .out = out, .in = in, .ld = in, .w = w, .scale = scale};
     if (kind != NF_LINEAR_F32) l.narrow = nf_narrow_best(kind == NF_LINEAR_INT8, nf_cpu_features());
+    if (kind == NF_LINEAR_INT8) l.rows = nf_kernels_for(nf_cpu_isa());
     return l;
 }
 
@@ -25,14 +27,22 @@ nf_linear nf_linear_of_blocks(nf_block_kind kind, int64_t out, int64_t in, const
 
 /* -------- operands -------- */
 
-static int64_t scale_bytes(int64_t rows) { return (rows * (int64_t)sizeof(float) + 63) / 64 * 64; }
+static int64_t in_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Scales, and counts of outliers, lie before the prepared rows, the outliers behind them. */
+static int64_t scale_bytes(int64_t rows) { return in_lines(rows * (int64_t)sizeof(float)); }
+static int64_t prepared_bytes(int64_t rows, int64_t width) {
+    return rows * nf_narrow_stride(width) * (int64_t)sizeof(uint16_t);
+}
 
 int64_t nf_operand_bytes(int64_t rows, int64_t width) {
-    return scale_bytes(rows) + rows * nf_narrow_stride(width) * (int64_t)sizeof(uint16_t);
+    return 2 * scale_bytes(rows) + prepared_bytes(rows, width) + rows * (int64_t)sizeof(nf_outliers);
 }
 
 nf_operand nf_operand_in(void *memory, const float *x, int64_t ld, int64_t rows, int64_t width) {
-    return (nf_operand){x, ld, width, (char *)memory + scale_bytes(rows), memory};
+    char *counts = (char *)memory + scale_bytes(rows), *prepared = counts + scale_bytes(rows);
+    nf_taken taken = {(int32_t *)(void *)counts, (nf_outliers *)(void *)(prepared + prepared_bytes(rows, width))};
+    return (nf_operand){x, ld, width, prepared, memory, taken};
 }
 
 static void *row_of(const nf_linear *l, const nf_operand *a, int64_t row) {
@@ -40,9 +50,10 @@ static void *row_of(const nf_linear *l, const nf_operand *a, int64_t row) {
     return (char *)a->prepared + row * nf_narrow_stride(a->width) * size;
 }
 
-static void prepare(const nf_linear *l, const nf_operand *a, const float *factor, int64_t row, int64_t rows) {
+static void prepare(const nf_linear *l, const nf_operand *a, const float *factor, int64_t row, int64_t rows,
+                    const nf_taken *taken) {
     if (!l->narrow) return;
-    l->narrow->prepare(row_of(l, a, row), a->scale + row, a->x + row * a->ld, a->ld, factor, rows, a->width);
+    l->narrow->prepare(row_of(l, a, row), a->scale + row, a->x + row * a->ld, a->ld, factor, rows, a->width, taken);
 }
 
 nf_linear nf_linear_of_operand(const nf_linear *like, const nf_operand *a, int64_t rows) {
@@ -62,11 +73,11 @@ void nf_linear_prepare(const nf_linear *l, const nf_operand *a, int64_t row, int
         nf_blocks_prepare(l->blocks.path, block_row_of(a, row), nf_blocks_operand_bytes(a->width), a->x + row * a->ld, a->ld,
                           rows, a->width);
     else
-        prepare(l, a, NULL, row, rows);
+        prepare(l, a, NULL, row, rows, &(nf_taken){a->taken.counts + row, a->taken.of_rows + row});
 }
 
 void nf_linear_prepare_gradient(const nf_linear *l, const nf_operand *a, int64_t o0, int64_t row, int64_t rows) {
-    prepare(l, a, l->scale ? l->scale + o0 : NULL, row, rows);
+    prepare(l, a, l->scale ? l->scale + o0 : NULL, row, rows, NULL);
 }
 
 /* -------- products -------- */
@@ -93,9 +104,50 @@ static void widen(const nf_linear *l, float *out, int64_t o, int64_t i0, int64_t
     }
 }
 
+/* -------- outliers -------- */
+
+enum { KEPT = 16, KEPT_ROWS = 128 };
+
+/* Columns of a stripe of W as float32: mostly the same few are wanted for one row of activations after the other. */
+typedef struct kept_columns {
+    float values[KEPT][KEPT_ROWS];
+    int64_t column[KEPT];
+} kept_columns;
+
+static const float *column_of(const nf_linear *l, kept_columns *kept, int64_t i, int64_t o0, int64_t n) {
+    float *values = kept->values[i % KEPT];
+    if (kept->column[i % KEPT] == i) return values;
+    const int8_t *w = (const int8_t *)l->w + o0 * l->ld + i;
+    for (int64_t o = 0; o < n; o++) values[o] = (float)w[o * l->ld] * l->scale[o0 + o];
+    kept->column[i % KEPT] = i;
+    return values;
+}
+
+static void add_outliers_to_stripe(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows,
+                                   int64_t o0, int64_t n, kept_columns *kept) {
+    for (int k = 0; k < KEPT; k++) kept->column[k] = -1;
+    for (int64_t t = 0; t < rows; t++)
+        for (int32_t k = 0; k < x->taken.counts[row + t]; k++) {
+            nf_outlier outlier = x->taken.of_rows[row + t].list[k];
+            l->rows->add_scaled(y + t * ldy, column_of(l, kept, outlier.at, o0, n), outlier.value, n);
+        }
+}
+
+/* y (rows, o1-o0) += the products of what was taken out of x. */
+static void add_outliers(const nf_linear *l, float *y, int64_t ldy, const nf_operand *x, int64_t row, int64_t rows, int64_t o0,
+                         int64_t o1, void *scratch) {
+    int32_t any = 0;
+    for (int64_t t = row; t < row + rows; t++) any |= x->taken.counts[t];
+    for (int64_t o = o0; any && o < o1; o += KEPT_ROWS)
+        add_outliers_to_stripe(l, y + (o - o0), ldy, x, row, rows, o, o1 - o < KEPT_ROWS ? o1 - o : KEPT_ROWS, scratch);
+}
+
+/* -------- products of any kind -------- */
+
 int64_t nf_linear_scratch(int64_t width, int64_t rank) {
     int64_t panel = nf_narrow_scratch(width, rank) + width * STRIP * (int64_t)sizeof(uint16_t);
     int64_t widened = WIDEN_ROWS * width * (int64_t)sizeof(float), most = panel > widened ? panel : widened;
+    if (most < (int64_t)sizeof(kept_columns)) most = sizeof(kept_columns);
     return most > nf_blocks_scratch() ? most : nf_blocks_scratch();
 }
 
@@ -128,6 +180,7 @@ void nf_linear_tile(const nf_linear *l, float *y, int64_t ldy, const nf_operand 
     if (l->narrow && l->kind != NF_LINEAR_BLOCKS) {
         nf_narrow n = narrow_of(l);
         l->narrow->forward(&n, y, ldy, row_of(l, x, row), x->scale + row, rows, o0, o1, add, scratch);
+        if (l->kind == NF_LINEAR_INT8) add_outliers(l, y, ldy, x, row, rows, o0, o1, scratch);
         return;
     }
     float beta = before(add, y, ldy, rows, o1 - o0);

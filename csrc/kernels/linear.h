@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "blocks.h"
+#include "outliers.h"
 
 typedef enum nf_linear_kind {
     NF_LINEAR_F32 = 0,   /* float32 */
@@ -25,18 +26,26 @@ typedef struct nf_linear {
     const float *bias;
     nf_blocks blocks;                    /* of NF_LINEAR_BLOCKS */
     const struct nf_narrow_form *narrow; /* how the processor multiplies it; NULL: it is widened to float32, tile by tile */
+    const struct nf_kernels *rows;       /* of int8: for what is taken out of it */
 } nf_linear;
 
 nf_linear nf_linear_of(nf_linear_kind kind, int64_t out, int64_t in, const void *w, const float *scale);
 
 nf_linear nf_linear_of_blocks(nf_block_kind kind, int64_t out, int64_t in, const void *w);
 
+/* What is taken out of rows of int8, (rows,) each. */
+typedef struct nf_taken {
+    int32_t *counts;
+    nf_outliers *of_rows;
+} nf_taken;
+
 /* Rows of activations, and their prepared form where the kind of weight has one. */
 typedef struct nf_operand {
     const float *x; /* (rows, width), ld apart */
     int64_t ld, width;
     void *prepared;
-    float *scale; /* of the prepared rows of int8 */
+    float *scale;   /* of the prepared rows of int8 */
+    nf_taken taken; /* from them, of an input */
 } nf_operand;
 
 /* Bytes of memory for the prepared form of `rows` rows, whatever the kind. */

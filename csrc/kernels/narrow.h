@@ -38,8 +38,10 @@ typedef struct nf_narrow_form {
 
     /* out (rows, nf_narrow_stride(width)) = x (rows, width), the rest 0.  bf16: rounded to nearest even, NaN stays NaN.
        int8: round(x * factor / scale) with scale (rows,) = max |x * factor| / 127 of the row and factor (width,) or NULL; a row
-       with a value that is not finite gets scale NaN, so that it shows in the product. */
-    void (*prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows, int64_t width);
+       with a value that is not finite gets scale NaN, so that it shows in the product.  Without a factor a row's outliers may
+       be taken out, and 0 is in their place. */
+    void (*prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows, int64_t width,
+                    const nf_taken *taken);
 
     /* Only bf16: out (cols, nf_narrow_stride(rows)) = the transpose of x (rows, cols), rounded as above. */
     void (*prepare_transposed)(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t cols);

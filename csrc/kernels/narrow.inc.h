@@ -44,26 +44,38 @@ NF_FORM float NF_NAME(largest)(const float *x, const float *factor, int64_t widt
     return value;
 }
 
+/* How many magnitudes are above `limit`. */
+NF_FORM int32_t NF_NAME(above)(const float *x, int64_t width, float limit) {
+    const vi magnitude = splat(0x7fffffff), least = (vi)(limit + (vf)splat(0));
+    vi count = splat(0);
+    for (int64_t i = 0; i < width; i += NF_W) count -= ((vi)floats_at(x + i, width - i) & magnitude) > least;
+    return sum_of_units(count);
+}
+
 static NF_TARGET void NF_NAME(prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
-                                       int64_t width) {
+                                       int64_t width, const nf_taken *taken) {
     const int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
     char *to = out;
     for (int64_t t = 0; t < rows; t++, to += stride * NF_SIZE, x += ldx) {
-        int broken;
+        int broken, outliers = 0;
         float top = NF_NAME(largest)(x, factor, width, &broken);
+        if (taken && !broken && NF_NAME(above)(x, width, top * NF_OUTLIER_RATIO) <= nf_outliers_most(width))
+            outliers = nf_outliers_find(&taken->of_rows[t], &top, x, width);
+        if (taken) taken->counts[t] = outliers;
         int quiet = broken || top < NF_NARROW_SMALLEST;
         const float inverse = quiet ? 0.0f : 127.0f / top;
         scale[t] = broken ? NAN : top / 127.0f;
         for (int64_t i = 0; i < filled; i += NF_W)
             NF_PUT(to + i * NF_SIZE, quiet ? splat(0) : whole(NF_NAME(scaled)(x, factor, i, width) * inverse));
+        for (int k = 0; k < outliers; k++) memset(to + taken->of_rows[t].list[k].at * NF_SIZE, NF_OFFSET, NF_SIZE);
     }
 }
 #else
 static NF_TARGET void NF_NAME(prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
-                                       int64_t width) {
+                                       int64_t width, const nf_taken *taken) {
     const int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
     uint16_t *to = out;
-    (void)scale, (void)factor;
+    (void)scale, (void)factor, (void)taken;
     for (int64_t t = 0; t < rows; t++, to += stride, x += ldx)
         for (int64_t i = 0; i < filled; i += NF_W) NF_PUT(to + i, floats_at(x + i, width - i));
 }

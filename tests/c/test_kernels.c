@@ -488,7 +488,97 @@ static void int8_shape(const nf_narrow_form *form, int64_t rows, int64_t out, in
     free(x), free(dy), free(scale), free(wide), free(y), free(dx), free(w), free(q), free(memory), free(scratch);
 }
 
-/* bf16: sums of the rounded values in float32, whatever multiplies them. */
+/* -------- outliers -------- */
+
+static int descending(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* The smallest magnitude that is taken out of a row, INFINITY for none: by definition, from the sorted row. */
+static float plain_outliers(const float *x, int n) {
+    float *sorted = new_floats(n, 0), least = INFINITY;
+    int most = n / 16 < 16 ? n / 16 : 16, taken = 0;
+    for (int i = 0; i < n; i++) sorted[i] = fabsf(x[i]);
+    qsort(sorted, (size_t)n, sizeof *sorted, descending);
+    while (taken < n && sorted[taken] > 0.0f) {
+        int end = taken;
+        while (end < n && sorted[end] > sorted[taken] / 8) end++;
+        if (end > most) break;
+        taken = end, least = sorted[end - 1];
+    }
+    free(sorted);
+    return least;
+}
+
+enum { OUTLIER_ROWS = 11 };
+
+/* Rows of noise with what real models do to it, and what they should not. */
+static float *hostile_rows(int n) {
+    float *x = new_floats(OUTLIER_ROWS * n, 60);
+    const int most = n / 16 < 16 ? n / 16 : 16;
+    x[n + 3] = 60.0f;                                             /* one column */
+    x[2 * n] = -20.0f, x[2 * n + n / 2] = 100.0f;                 /* two, first and in the middle */
+    x[3 * n + n - 1] = 3000.0f, x[3 * n + 7] = 40.0f;             /* behind the largest, another */
+    for (int i = 0; i < most; i++) x[4 * n + 2 * i] = 50.0f;      /* as many as there may be */
+    for (int i = 0; i < most + 1; i++) x[5 * n + 2 * i] = 50.0f;  /* one too many */
+    for (int i = 0; i < n; i++) x[6 * n + i] = i == 5 ? 2.0f : 0; /* alone */
+    for (int i = 0; i < n; i++) x[7 * n + i] *= 1e-41f;
+    x[7 * n + 1] = 1e30f;
+    x[8 * n + 1] = 3e38f, x[8 * n + 2] = NAN;
+    x[9 * n + 1] = -INFINITY, x[9 * n + 2] = 60.0f;
+    for (int i = 0; i < n; i++) x[10 * n + i] = 0.0f;
+    return x;
+}
+
+/* y = x W^T of int8 with outliers: what is taken out and what is left are exact, their sum is one of a few float32. */
+static void outliers_shape(const nf_narrow_form *form, int out, int in) {
+    float *x = hostile_rows(in), *rest = new_floats(in, 0), *y = new_floats(OUTLIER_ROWS * out, 0), *alone = new_floats(out, 0);
+    stored s = store(NF_LINEAR_INT8, out, in);
+    int8_t *q = malloc((size_t)in);
+    s.l.narrow = form;
+    void *memory = malloc((size_t)nf_operand_bytes(OUTLIER_ROWS, in)),
+         *scratch = aligned_alloc(64, (size_t)(nf_linear_scratch(in, 0) + 63) / 64 * 64);
+    nf_operand a = nf_operand_in(memory, x, in, OUTLIER_ROWS, in);
+    nf_linear_prepare(&s.l, &a, 0, OUTLIER_ROWS);
+    nf_linear_tile(&s.l, y, out, &a, 0, OUTLIER_ROWS, 0, out, NULL, scratch);
+    int counted = 1, near = 1, shows = 1, independent = 1;
+    for (int t = 0; t < OUTLIER_ROWS; t++) {
+        const float *row = x + t * in;
+        if (t == 8 || t == 9) {
+            for (int o = 0; o < out; o++) shows &= !isfinite(y[t * out + o]);
+            continue;
+        }
+        float least = plain_outliers(row, in), of_row;
+        int count = 0;
+        for (int i = 0; i < in; i++) count += fabsf(row[i]) >= least, rest[i] = fabsf(row[i]) >= least ? 0.0f : row[i];
+        counted &= a.taken.counts[t] == count;
+        of_row = plain_int8(q, rest, NULL, in);
+        for (int o = 0; o < out; o++) {
+            double sum = 0.0, largest = 0.0, product;
+            for (int i = 0; i < in; i++) {
+                product = (fabsf(row[i]) >= least ? (double)row[i] : (double)q[i] * (double)of_row) * s.values[o * in + i];
+                sum += product, largest = fmax(largest, fabs(product));
+            }
+            near &= fabs((double)y[t * out + o] - sum) <= 1e-5 * largest; /* some 20 roundings of 6e-8 */
+        }
+        nf_operand one = nf_operand_in(memory, row, in, 1, in);
+        nf_linear_prepare(&s.l, &one, 0, 1);
+        nf_linear_tile(&s.l, alone, out, &one, 0, 1, 0, out, NULL, scratch);
+        independent &= one.taken.counts[0] == count && memcmp(alone, y + t * out, (size_t)out * sizeof *y) == 0;
+        nf_linear_prepare(&s.l, &a, 0, OUTLIER_ROWS);
+    }
+    snprintf(title, sizeof title, "int8 %s %dx%d: outliers as by definition", form->name, out, in);
+    check(counted, title);
+    check(near, "  and products with them");
+    check(independent, "  each row as it is alone");
+    check(shows, "  and NaN and infinity show");
+    free(x), free(rest), free(y), free(alone), free(q), free(memory), free(scratch), discard(&s);
+}
+
+/* -------- bf16 -------- */
+
+/* Sums of the rounded values in float32, whatever multiplies them. */
 static void bf16_shape(const nf_narrow_form *form, int64_t rows, int64_t out, int64_t in) {
     stored s = store(NF_LINEAR_BF16, out, in);
     float *x = new_floats(rows * in, 54), *y = new_floats(rows * out, 0), *transposed = new_floats(rows * in, 0);
@@ -555,6 +645,7 @@ static void test_linear(void) {
         for (int64_t rows = 1; rows < 16; rows++) /* each number of rows of a register tile */
             (form->int8 ? int8_shape : bf16_shape)(form, rows, 40 - rows, 60 + rows);
         if (!form->int8) test_past(form);
+        if (form->int8) outliers_shape(form, 37, 70), outliers_shape(form, 150, 515);
         (form->int8 ? int8_shape : bf16_shape)(form, 1, 67, 515);
         (form->int8 ? int8_shape : bf16_shape)(form, 30, 67, 515);
     }
