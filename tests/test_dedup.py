@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+import time
 
 import numpy as np
 import pytest
@@ -74,16 +75,78 @@ def corpus(seed: int = 0) -> list[str]:
     return texts
 
 
-def test_near_pairs_are_those_of_comparing_every_pair() -> None:
-    texts = corpus()
-    sets = [dedup.shingles(text) for text in texts]
+def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+    return len(one & other) / len(one | other)
+
+
+def run_sets(texts: list[str]) -> list[frozenset[int]]:
+    return [frozenset(dedup.shingles(text).tolist()) for text in texts]
+
+
+def by_comparing_all(texts: list[str], near: float) -> list[str]:
+    """The plain form of `dedup`: each text is compared with all that stay."""
+    sets = run_sets(texts)
     kept: list[int] = []
-    for i, hashes in enumerate(sets):  # the plain form: compare with all that stay
-        if not any(dedup.similarity(hashes, sets[k]) >= 0.8 for k in kept):
+    for i, runs in enumerate(sets):
+        if not any(jaccard(runs, sets[k]) >= near for k in kept):
             kept.append(i)
-    assert 110 < len(kept) < 290
+    return [texts[k] for k in kept]
+
+
+def test_similarities_are_those_of_sets() -> None:
+    texts = [*corpus()[:30], "one", "two words"]
+    hashes = [dedup.shingles(text) for text in texts]
+    for own, runs in zip(hashes, run_sets(texts), strict=True):
+        assert dedup.similarities(own, hashes).tolist() == [jaccard(runs, other) for other in run_sets(texts)]
+
+
+@pytest.mark.parametrize("near", [0.4, 0.6, 0.8, 0.95])
+def test_near_pairs_are_those_of_comparing_every_pair(near: float) -> None:
+    texts = corpus()
+    expected = by_comparing_all(texts, near)
+    assert 100 <= len(expected) < 300
+    assert texts_of(Dataset.from_list([{"text": t} for t in texts]).dedup(near=near)) == expected
+
+
+def test_banding_follows_the_limit() -> None:
+    assert dedup.banding(0.8) == (25, 5)
+    for near in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0):
+        bands, rows = dedup.banding(near)
+        assert bands * rows <= dedup.PERMUTATIONS and (1 - near**rows) ** bands <= 1e-4
+
+
+def forms(number: int, repeated: int, *, names: int) -> tuple[list[str], set[int]]:
+    """Texts of one form with other names in it, each about 0.7 alike to all others, and which repeat one but for a word."""
+    chance = random.Random(number)
+    form = [f"form{i}" for i in range(80)]
+    texts = [" ".join([*form[:20], *(f"name{chance.randrange(names)}" for _ in range(12)), *form[32:]]) for _ in range(number)]
+    again = set(chance.sample(range(number // 2, number), repeated))
+    for i in again:
+        texts[i] = texts[chance.randrange(number // 2)].replace("form60", f"other{i}")
+    return texts, again
+
+
+@pytest.mark.parametrize("names", [100_000, 60])
+def test_a_crowd_of_forms_against_comparing_every_pair(names: int) -> None:
+    texts, again = forms(600, 60, names=names)
+    alike = sorted(jaccard(a, b) for a, b in itertools.combinations(run_sets(texts[:40]), 2))
+    assert 0.68 < alike[len(alike) // 2] < 0.75
     clean = Dataset.from_list([{"text": t} for t in texts]).dedup()
-    assert texts_of(clean) == [texts[k] for k in kept]
+    assert texts_of(clean) == by_comparing_all(texts, 0.8)
+    assert len(clean) == 600 - len(again)
+
+
+@pytest.mark.slow
+def test_a_crowd_takes_time_in_line_with_its_rows() -> None:
+    seconds = []
+    for number in (5_000, 20_000):
+        texts, again = forms(number, 200, names=100_000)
+        data = Dataset.from_list([{"text": t} for t in texts])
+        began = time.process_time()
+        clean = data.dedup()
+        seconds.append(time.process_time() - began)
+        assert {int(source.split()[1]) - 1 for source, _ in clean.skipped} == again
+    assert seconds[1] < 8 * seconds[0]  # four times the rows; comparing every pair takes sixteen times
 
 
 def test_signatures_are_those_of_datasketch() -> None:
@@ -103,13 +166,14 @@ def test_estimates_agree_with_datasketch_and_the_truth() -> None:
     datasketch = pytest.importorskip("datasketch", reason="the oracle package is not installed")
     texts = corpus(1)[:60]
     sets = [dedup.shingles(text) for text in texts]
+    truths = run_sets(texts)
     signatures = [dedup.signature(hashes, dedup.permutations()) for hashes in sets]
     oracles = [datasketch.MinHash(num_perm=dedup.PERMUTATIONS) for _ in texts]
     for oracle, hashes in zip(oracles, sets, strict=True):
         oracle.update_batch([int(h).to_bytes(4, "little") for h in hashes])
     ours, theirs = [], []
     for i, j in itertools.combinations(range(60), 2):
-        truth = dedup.similarity(sets[i], sets[j])
+        truth = jaccard(truths[i], truths[j])
         ours.append(abs(float(np.mean(signatures[i] == signatures[j])) - truth))
         theirs.append(abs(oracles[i].jaccard(oracles[j]) - truth))
     # the standard error of an estimate from 125 permutations is at most sqrt(0.25 / 125) = 0.045

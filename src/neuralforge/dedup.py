@@ -4,6 +4,10 @@
 A row is the set of its runs of three words. Rows whose signatures agree in a band (locality-sensitive hashing; Leskovec,
 Rajaraman, Ullman: Mining of Massive Datasets, chapter 3) are compared by their sets, so what counts is the true Jaccard
 similarity and not its estimate. Everything follows from the rows alone; no random state.
+
+Thousands of rows that are alike, but not enough (one form with other names in it), meet in every band, and comparing all of
+them would take the square of their number. So a bucket holds a few rows only, and the others of a crowd are found by their
+rarest runs: two rows that are alike enough share one of them (prefix filtering; Chaudhuri, Ganti, Kaushik 2006).
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import hashlib
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +28,10 @@ from .records import Row
 U64 = npt.NDArray[np.uint64]
 
 RUN = 3  # words in a run
-BANDS, ROWS = 25, 5  # a pair of similarity 0.8 is missed with probability (1 - 0.8^5)^25 = 5e-5, one of 0.5 met with 0.55
-PERMUTATIONS = BANDS * ROWS
+PERMUTATIONS = 125
+_MISSED = 1e-4  # most of the pairs at the limit that may share no band
+_CROWD = 16  # rows that a bucket, or a rare run, leads to
+_COMPARED = 64  # sets that one row is compared with, those first that share most bands and rare runs
 _PRIME = np.uint64((1 << 61) - 1)
 _LOW = np.uint64((1 << 32) - 1)
 _ALL_BUT_SAME = math.nextafter(1.0, 0.0)  # of texts whose runs are the same, but not their case or punctuation
@@ -70,10 +77,22 @@ def signature(hashes: U64, orders: tuple[U64, U64]) -> U64:
     return least
 
 
-def similarity(a: U64, b: U64) -> float:
-    """Jaccard similarity of two sets of hashes."""
-    common = np.intersect1d(a, b, assume_unique=True).size
-    return common / max(1, a.size + b.size - common)
+def similarities(hashes: U64, others: Sequence[U64]) -> npt.NDArray[np.float64]:
+    """(n,) Jaccard similarity of a set of hashes to n others; none is empty, all are in rising order."""
+    sizes = np.array([other.size for other in others])
+    joined = np.concatenate(others)
+    found = hashes[np.minimum(np.searchsorted(hashes, joined), hashes.size - 1)] == joined
+    common = np.add.reduceat(found.astype(np.int64), np.cumsum(sizes) - sizes)
+    return np.asarray(common / (hashes.size + sizes - common))
+
+
+def banding(near: float) -> tuple[int, int]:
+    """(bands, rows of each): the most rows, and so the fewest chance meetings, with which pairs of similarity `near` meet."""
+    for rows in range(PERMUTATIONS, 1, -1):
+        bands = PERMUTATIONS // rows
+        if (1 - near**rows) ** bands <= _MISSED:  # 0.8: 25 bands of 5, of which 5e-5 miss
+            return bands, rows
+    return PERMUTATIONS, 1
 
 
 def duplicates(rows: Sequence[Row], *, near: float | None) -> dict[int, tuple[int, float]]:
@@ -85,41 +104,80 @@ def duplicates(rows: Sequence[Row], *, near: float | None) -> dict[int, tuple[in
     """
     found: dict[int, tuple[int, float]] = {}
     exact: dict[bytes, int] = {}
-    tables: list[dict[bytes, list[int]]] = [{} for _ in range(BANDS)]
-    kept: dict[int, U64] = {}
-    orders = permutations()
+    sets: dict[int, U64] = {}
     for i, row in enumerate(rows):
         text = text_of(row)
         key = hashlib.blake2b(" ".join(text.split()).encode(errors="surrogatepass"), digest_size=16).digest()
         first = exact.setdefault(key, i)
         if first != i:
-            found[i] = found.get(first, (first, 1.0))[0], 1.0
+            found[i] = first, 1.0
         elif near is not None:
-            hashes = shingles(text)
-            match = _nearest(hashes, orders, tables, kept, index=i, least=near) if hashes.size else None
-            if match:
-                found[i] = match[0], min(match[1], _ALL_BUT_SAME)
+            sets[i] = shingles(text)
+    if near is not None:
+        found |= _near(sets, near)
+    # the first of the same texts may itself be a near duplicate
+    return {i: (found[j][0], alike) if alike == 1.0 and j in found else (j, alike) for i, (j, alike) in sorted(found.items())}
+
+
+def _near(sets: dict[int, U64], near: float) -> dict[int, tuple[int, float]]:
+    """The near duplicates among sets of hashes, as `duplicates` gives them."""
+    found: dict[int, tuple[int, float]] = {}
+    kept, orders = _Kept(sets, near), permutations()
+    for i, hashes in sets.items():
+        if hashes.size == 0:
+            continue
+        keys = kept.keys(signature(hashes, orders))
+        rare = kept.rare_runs(hashes) if kept.in_crowd(keys) else []
+        others = kept.candidates(keys, rare)
+        alike = similarities(hashes, [sets[other] for other in others]) if others else np.zeros(1)
+        best = float(alike.max())
+        if best >= near:
+            first = min(other for other, value in zip(others, alike, strict=True) if value == best)
+            found[i] = first, min(best, _ALL_BUT_SAME)
+        else:
+            kept.add(i, keys, rare)
     return found
 
 
-def _nearest(
-    hashes: U64,
-    orders: tuple[U64, U64],
-    tables: list[dict[bytes, list[int]]],
-    kept: dict[int, U64],
-    *,
-    index: int,
-    least: float,
-) -> tuple[int, float] | None:
-    """The most similar of the rows that stay; where there is none the row joins them."""
-    bands = signature(hashes, orders).reshape(BANDS, ROWS)
-    keys = [band.tobytes() for band in bands]
-    candidates = {other for table, key in zip(tables, keys, strict=True) for other in table.get(key, ())}
-    scored: list[Any] = [(similarity(hashes, kept[other]), -other) for other in candidates]
-    best, other = max(scored, default=(0.0, 0))
-    if best >= least:
-        return -other, best
-    kept[index] = hashes
-    for table, key in zip(tables, keys, strict=True):
-        table.setdefault(key, []).append(index)
-    return None
+class _Kept:
+    """The rows that stay, by the bands of their signatures, and those in crowds by their rarest runs."""
+
+    def __init__(self, sets: dict[int, U64], near: float) -> None:
+        self._sets, self._near = sets, near
+        self._bands, self._rows = banding(near)
+        self._buckets: dict[tuple[int, bytes], list[int]] = {}
+        self._by_run: dict[int, list[int]] = {}
+
+    def keys(self, signed: U64) -> list[tuple[int, bytes]]:
+        """What a signature says in each band."""
+        bands = signed[: self._bands * self._rows].reshape(self._bands, self._rows)
+        return [(number, band.tobytes()) for number, band in enumerate(bands)]
+
+    def in_crowd(self, keys: Sequence[tuple[int, bytes]]) -> bool:
+        """Whether a bucket is full, so that not all rows of it are known there."""
+        return any(len(self._buckets.get(key, ())) >= _CROWD for key in keys)
+
+    def rare_runs(self, hashes: U64) -> list[int]:
+        """So many of the rarest runs that a set which is alike enough has one of them, the rarest first."""
+        runs, counts = self._frequencies
+        often = counts[np.searchsorted(runs, hashes)]
+        number = hashes.size - math.ceil(self._near * hashes.size - 1e-9) + 1
+        rarest: list[int] = hashes[np.lexsort((hashes, often))][:number].tolist()
+        return rarest
+
+    @cached_property
+    def _frequencies(self) -> tuple[U64, npt.NDArray[np.intp]]:
+        return np.unique(np.concatenate(list(self._sets.values())), return_counts=True)
+
+    def candidates(self, keys: Sequence[tuple[int, bytes]], rare: Sequence[int]) -> list[int]:
+        """Rows that share a band or a rare run, those first that share most."""
+        shared = Counter(other for key in keys for other in self._buckets.get(key, ()))
+        shared.update(other for run in rare for other in self._by_run.get(run, ()))
+        return sorted(shared, key=lambda other: (-shared[other], other))[:_COMPARED]
+
+    def add(self, index: int, keys: Sequence[tuple[int, bytes]], rare: Sequence[int]) -> None:
+        """A row stays."""
+        lists = [self._buckets.setdefault(key, []) for key in keys] + [self._by_run.setdefault(run, []) for run in rare]
+        for rows in lists:
+            if len(rows) < _CROWD:
+                rows.append(index)

@@ -15,6 +15,7 @@ from .errors import DataError
 from .records import Item, Row, clean, document
 
 NO_TEXT = "no text layer: needs OCR"
+_KNOWN = "7.1."  # versions of pypdf whose code `pdf_text` goes by
 _MOST_PAGES = 100_000
 _DEEPEST = 100  # page trees of real files are a few levels deep
 _LONGEST_CHAIN = 4  # real streams have one filter, at times two
@@ -51,6 +52,10 @@ def prepare() -> None:
         for (_, old), limit in _LIMITS.items():
             setattr(filters, old, limit)
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    if pypdf.__version__.startswith(_KNOWN):
+        from . import pdf_text
+
+        pdf_text.install()
 
 
 def read(data: bytes, label: str, *, password: str = "") -> Iterator[Item]:
