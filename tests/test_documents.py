@@ -100,9 +100,13 @@ GOOD_FILES = [
     ("lines.json", '{"text": "a"}\n{"text": "b"}\n', [("a", "lines.json:1"), ("b", "lines.json:2")]),
     ("one.json", '{"text": "a"}', [("a", "one.json row 1")]),
     ("data.json", '{"version": 1, "data": [{"text": "a"}]}', [("a", "data.json row 1")]),
+    ("items.json", '{"meta": {"n": 1}, "items": [{"text": "a"}]}', [("a", "items.json row 1")]),
     ("keys.json", '{"x1": {"text": "a"}, "x2": {"text": "b"}}', [("a", "keys.json key 'x1'"), ("b", "keys.json key 'x2'")]),
     ("a.csv", 'id,text\n1,"a, ""b""\nc"\n\n2,d\n', [('a, "b"\nc', "a.csv:2"), ("d", "a.csv:5")]),
     ("semicolon.csv", "id;Text \n1;a, b\n2;c\n", [("a, b", "semicolon.csv:2"), ("c", "semicolon.csv:3")]),
+    ("told.csv", "sep=|\r\nid|text\r\n1|a; b, c\r\n", [("a; b, c", "told.csv:3")]),
+    ("bars.csv", "id|text\n1|a, b\n", [("a, b", "bars.csv:2")]),
+    ("quoted.csv", '"id, old, new";text\n1;a\n', [("a", "quoted.csv:2")]),
     ("mark.csv", "\ufefftext,id\r\na,1\r\nb\r\n", [("a", "mark.csv:2"), ("b", "mark.csv:3")]),
     ("long.csv", "text\n" + "x" * 300_000, [("x" * 300_000, "long.csv:2")]),
     ("a.tsv", "id\ttext\n1\ta,b,c\n", [("a,b,c", "a.tsv:2")]),
@@ -189,6 +193,50 @@ def test_encrypted_pdfs_open_with_their_password(shared: Path) -> None:
         Dataset.from_path(path, password="wrong")
 
 
+FOREIGN = [
+    ("koi8-r", "Привет, как дела? Это текст в старой кодировке."),
+    ("cp1251", "Привет, как дела? Это текст в старой кодировке."),
+    ("cp1253", "Αυτό είναι ένα κείμενο σε παλιά κωδικοποίηση."),
+    ("shift_jis", "これは日本語のテキストです。これは日本語のテキストです。"),
+    ("gbk", "这是一个中文文本，用于测试。这是一个中文文本，用于测试。"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), FOREIGN, ids=[case[0] for case in FOREIGN])
+def test_text_of_an_unknown_encoding_is_not_read_as_nonsense(tmp_path: Path, encoding: str, text: str) -> None:
+    with pytest.raises(DataError, match=r"a\.txt: not UTF-8, and no Western text") as caught:
+        Dataset.from_path(write(tmp_path / "a.txt", text.encode(encoding)))
+    assert "UTF-8" in caught.value.hint
+
+
+def test_western_texts_of_old_files_are_read(shared: Path, tmp_path: Path) -> None:
+    import zipfile
+
+    read = 0
+    with zipfile.ZipFile(shared / "text" / "udhr2.zip") as archive:
+        for name in archive.namelist():
+            if Path(name).stem not in (
+                "deu_1996",
+                "fra",
+                "spa",
+                "por_PT",
+                "isl",
+                "fin",
+                "swe",
+                "dan",
+                "nob",
+                "nld",
+                "ita",
+                "cat",
+            ):
+                continue
+            old = archive.read(name).decode().encode("cp1252", "ignore")
+            text = old.decode("cp1252").replace("\r\n", "\n").lstrip("\ufeff")
+            assert Dataset.from_path(write(tmp_path / "a.txt", old))[0].data["text"] == text, name
+            read += 1
+    assert read >= 10
+
+
 def test_guessed_encoding_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Dataset.from_path(write(tmp_path / "old.txt", b"caf\xe9"))
     assert "old.txt: not UTF-8, read as Windows-1252" in caplog.text
@@ -221,7 +269,7 @@ def test_html(tmp_path: Path) -> None:
       <table><tr> <td>1</td> <td>2</td> </tr><tr><td>3</td><td>4</td></tr></table><pre>def f():
     return 1</pre><p>caf&eacute;&nbsp;!"""
     text = Dataset.from_path(write(tmp_path / "a.html", page))[0].data["text"]
-    expected = "Head & tail\n\nOne two three\nfour\n\nx\n\ny\n\n1 2\n\n3 4\n\ndef f():\n    return 1\n\ncafé !"
+    expected = "Head & tail\n\nOne two three\nfour\n\nx\ny\n\n1 | 2\n3 | 4\n\ndef f():\n    return 1\n\ncafé !"
     assert text == expected
 
 
@@ -253,6 +301,35 @@ def test_real_pdfs(shared: Path) -> None:
             (row,) = Dataset.from_path(path)
             assert row.source == path.name
             assert len(row.data["text"].strip()) > 3
+
+
+@pytest.mark.slow
+def test_real_pdfs_against_pypdf(shared: Path) -> None:
+    """Page by page what pypdf reads, but for ligatures and soft hyphens; and nothing in between."""
+    import pypdf
+
+    plain = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "\xad": "", "\0": ""})
+    pages = 0
+    for path in sorted((shared / "docs" / "pdf").glob("*.pdf")):
+        reader = pypdf.PdfReader(path)
+        if reader.is_encrypted:
+            continue
+        oracle = [(n, page.extract_text().translate(plain).strip()) for n, page in enumerate(reader.pages, 1)]
+        wanted = [(f"page {n}", text) for n, text in oracle if text]
+        if not wanted:
+            continue  # pictures: see `test_real_pdfs`
+        (row,) = Dataset.from_path(path)
+        text, ends = row.data["text"], [at for at, _ in row.places[1:]] + [None]
+        read = [(name, text[at:end].rstrip("\n")) for (at, name), end in zip(row.places, ends, strict=True)]
+        assert read == [(name, page.rstrip("\n")) for name, page in wanted], path.name
+        pages += len(read)
+    assert pages >= 130
+
+
+def test_letters_that_a_font_draws_as_one(tmp_path: Path) -> None:
+    content = b"BT /F1 9 Tf (ef\\256cient) Tj 0 -9 Td 0 1 -1 0 50 50 Tm (turned) Tj ET"  # 256: fi in the standard encoding
+    (row,) = Dataset.from_path(write(tmp_path / "a.pdf", bombs.page_pdf(content)))
+    assert row.data["text"] == "efficient\nturned"
 
 
 @pytest.mark.slow

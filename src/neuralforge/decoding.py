@@ -18,6 +18,7 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _HEAD = 8192  # bytes from which an encoding without a mark is guessed
+_SAMPLE, _FEWEST = 100_000, 20  # characters by which letters are judged, and how many beyond ASCII are needed
 _MOST_DAMAGE = 10  # at least one character in so many replaced: this is no text of that encoding
 
 
@@ -41,6 +42,8 @@ class Decoded:
 def decode(data: bytes, label: str, *, declared: str | None = None) -> Decoded:
     """Text of a file: by its byte-order mark, as UTF-8, as UTF-16 without a mark, as it says itself, or as Windows-1252.
 
+    Text in a Cyrillic, Greek, Chinese or other encoding that is not named would become nonsense, so it is refused.
+
     Args:
         declared: a codec that the content names; from `declared_encoding`.
 
@@ -62,7 +65,11 @@ def decode(data: bytes, label: str, *, declared: str | None = None) -> Decoded:
             return _with_replacement(data, "utf-8", label, guessed=False)
     if declared and declared not in ("utf-8", "ascii", "iso8859-1", "cp1252"):
         return _with_replacement(data, declared, label, guessed=False)
-    return Decoded(_lines(_western(data)), "Windows-1252", True, 0)
+    text = _western(data)
+    if _is_foreign(text):
+        hint = "open it in the program that wrote it and save it as UTF-8"
+        raise DataError(f"{label}: not UTF-8, and no Western text by its letters", hint=hint)
+    return Decoded(_lines(text), "Windows-1252", True, 0)
 
 
 def declared_encoding(name: bytes) -> str | None:
@@ -115,6 +122,13 @@ def _mostly_utf8(data: bytes) -> bool:
     damaged = text.count("\ufffd")
     real = len(re.findall(r"[^\x00-\x7f]", text)) - damaged
     return real >= damaged
+
+
+def _is_foreign(text: str) -> bool:
+    """Whether a third of the letters are not ASCII: in Western languages one in ten is (French, Icelandic)."""
+    sample = text[:_SAMPLE]
+    high = len(re.findall(r"[^\x00-\x7f]", sample))
+    return high >= _FEWEST and high * 3 > len(re.findall(r"[A-Za-z]", sample)) + high
 
 
 def _western(data: bytes) -> str:

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from itertools import zip_longest
 
 from .errors import DataError
 from .records import Row, from_record
+
+_TOLD = re.compile(r'"?sep=([,;\t|])"?\n', re.IGNORECASE)
+_HEAD = 1 << 16  # characters in which the header ends
+_QUOTED = re.compile(r'"[^"]*"')
 
 
 def read(text: str, label: str) -> Iterator[Row]:
@@ -28,10 +33,22 @@ def read(text: str, label: str) -> Iterator[Row]:
         yield from from_record(dict(zip_longest(header, cells[: len(header)], fillvalue="")), f"{label}:{line}")
 
 
+def _separator(text: str) -> tuple[str, str]:
+    """The table and what separates its cells: what its first line says as Excel writes it, or else the sign that is most
+    frequent in the header outside of quotes.
+    """
+    start = text.lstrip("\n")
+    told = _TOLD.match(start)
+    if told:
+        return "\n" * (len(text) - len(start) + 1) + start[told.end() :], told[1]
+    header = _QUOTED.sub("", start[:_HEAD]).partition("\n")[0]
+    return text, max(",;\t|", key=header.count)
+
+
 def _rows(text: str, label: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not blank with the line each begins at; the separator is the one most frequent in the header."""
-    header = text.lstrip("\n").partition("\n")[0]
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    """The rows that are not blank with the line each begins at."""
+    text, separator = _separator(text)
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows, line = [], 1
     limit = csv.field_size_limit(max(len(text), 131072))
     try:

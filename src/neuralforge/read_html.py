@@ -36,19 +36,21 @@ def read(data: bytes, label: str) -> Iterator[Item]:
 
 
 _PARAGRAPHS = "h1 h2 h3 h4 h5 h6 p pre table ul ol dl blockquote article section header footer main nav aside form"
-_LINES = "br div tr li dt dd hr option caption figcaption"
+_LINES = "div tr li dt dd option caption figcaption"
 
 
 class _HtmlText(HTMLParser):
     """Collects the visible text of a page, with line ends where a browser would break."""
 
     hidden = ("script", "style", "template", "noscript", "title")
-    breaks = dict.fromkeys(_PARAGRAPHS.split(), "\n\n") | dict.fromkeys(_LINES.split(), "\n")
+    breaks = dict.fromkeys(_PARAGRAPHS.split(), "\n\n") | dict.fromkeys(("br", "hr"), "\n")
+    lines = frozenset(_LINES.split())
 
     def __init__(self) -> None:
         super().__init__()
         self.parts: list[str] = ["\n"]
         self.depth = {"hidden": 0, "pre": 0}
+        self.cells = 0  # of the row of a table
 
     def updatepos(self, i: int, j: int) -> int:
         """Where the parser goes on; it would count lines, which nobody asks for."""
@@ -56,8 +58,12 @@ class _HtmlText(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._tag(tag, 1)
-        if tag in ("td", "th"):
-            self.handle_data(" ")
+        if tag == "tr":
+            self.cells = 0
+        elif tag in ("td", "th"):
+            on_a_line = self.cells and self.parts[-1][-1] != "\n"
+            self.handle_data(" | " if on_a_line else " ")
+            self.cells += 1
 
     def handle_endtag(self, tag: str) -> None:
         self._tag(tag, -1)
@@ -71,6 +77,8 @@ class _HtmlText(HTMLParser):
             self.depth[kind] = max(0, self.depth[kind] + step)
         if tag in self.breaks:
             self.parts.append(self.breaks[tag])
+        elif tag in self.lines and self.parts[-1][-1] != "\n":
+            self.parts.append("\n")
 
     def handle_data(self, data: str) -> None:
         if self.depth["hidden"]:
@@ -82,6 +90,6 @@ class _HtmlText(HTMLParser):
             self.parts.append(data)
 
     def text(self) -> str:
-        """What was collected, without spaces at line ends and with at most one empty line in a row."""
-        lines = re.sub(r"[ \t]+\n", "\n", "".join(self.parts))
+        """What was collected, without soft hyphens and spaces at line ends, with at most one empty line in a row."""
+        lines = re.sub(r"[ \t]+\n", "\n", "".join(self.parts).replace("\xad", ""))
         return re.sub(r"\n{3,}", "\n\n", lines).strip()

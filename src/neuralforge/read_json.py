@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 from .records import Row, clean, from_record, parse_json
 
+_LISTS = ("data", "rows", "records", "items")  # keys below which files keep their rows
+
 
 def read(text: str, label: str) -> Iterator[Row]:
-    """The rows of a JSON text: a list, {"data": list}, named records or one record; or of JSON Lines under its name.
+    """The rows of a JSON text: a list, {"data": list} and the like, named records or one record; or of JSON Lines.
 
     Raises:
         DataError: no JSON, or a record of no known shape; with the place.
@@ -19,8 +21,8 @@ def read(text: str, label: str) -> Iterator[Row]:
         yield from read_lines(text, label)
     elif text.strip():
         content = parse_json(text, label)
-        if isinstance(content, dict) and isinstance(content.get("data"), list):
-            content = content["data"]
+        if isinstance(content, dict):
+            content = next((content[key] for key in _LISTS if isinstance(content.get(key), list)), content)
         if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
             for key, value in content.items():
                 yield from from_record(value, f"{label} key {clean(key)!r}")

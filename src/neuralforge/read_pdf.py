@@ -18,6 +18,8 @@ NO_TEXT = "no text layer: needs OCR"
 _KNOWN = "7.1."  # versions of pypdf whose code `pdf_text` goes by
 _MOST_PAGES = 100_000
 _DEEPEST = 100  # page trees of real files are a few levels deep
+# ligatures are how a font draws letters, and no tokenizer knows them; a soft hyphen is seen at line ends, not written
+_LETTERS = str.maketrans({"\0": "", "\xad": "", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _LONGEST_CHAIN = 4  # real streams have one filter, at times two
 _ROOMY, _EXPANSION = 1 << 20, 100  # a page's content above 1 MiB may be a hundred times its stored size; real ones are 3 to 10
 # the largest output of one filter in bytes, as pypdf 7 calls it and as older versions do; those written in Python are slow
@@ -138,7 +140,7 @@ def _page(page: Any, number: int, label: str) -> tuple[str, str]:
     try:
         _check_content(page, number, label)
         _cut_fast(page)
-        text = clean(page.extract_text().replace("\0", "").strip())  # here: it may change the length
+        text = clean(page.extract_text().translate(_LETTERS).strip())  # here: it may change the length
     except (DataError, MemoryError):
         raise
     except Exception as error:
