@@ -138,7 +138,7 @@ def test_representations(tmp_path: Path) -> None:
     write(tmp_path / "<b>.txt", "<script>alert(1)</script>")
     write(tmp_path / "<i>.zip", "x")
     data = Dataset.from_path(tmp_path)
-    assert repr(data) == "Dataset(1 rows: 1 text; 1 skipped)"
+    assert repr(data) == "Dataset(1 row: 1 text; 1 skipped)"
     page = data._repr_html_()
     assert "&lt;script&gt;" in page and "&lt;b&gt;.txt" in page and "&lt;i&gt;.zip" in page
     assert "<script>" not in page and "<i>" not in page

@@ -33,7 +33,7 @@ def test_trained_tokens_are_marked(model: Model) -> None:
     assert "⟦ two</s>⟧" in shown and "fourth" not in shown
     assert "⟦ éé</s>⟧" in shown  # characters of several tokens stay whole
     assert "row 2: " in shown and "trained" in shown
-    assert repr(data.preview(model, n=4)).count("──") == 4
+    assert repr(data.preview(model, n=4)).count("── row") == 4
 
 
 def test_preview_counts_are_those_of_training(model: Model) -> None:
@@ -60,7 +60,7 @@ def test_what_a_terminal_or_page_must_not_obey(model: Model) -> None:
 def test_long_rows_are_shown_by_their_ends(model: Model) -> None:
     shown = str(Dataset.from_list([{"text": "start " + "the hen " * 2000 + "end"}]).preview(model))
     assert len(shown) < 2500 and "start" in shown and "end</s>" in shown
-    assert re.search(r" … \d+ characters … ", shown)
+    assert re.search(r" \[… \d+ characters …\] ", shown)
 
 
 CLEAN = [
@@ -107,10 +107,14 @@ def test_each_check(model: Model, kind: str) -> None:
     assert (finding.count, words in finding.advice) == (count, True), str(finding)
     others = {f.kind for f in told.findings} - {kind, "no template", "too long", "duplicates"}
     assert not others, others
-    assert f"- {kind}: " in str(told) and kind in told._repr_html_()
+    assert f"- {kind}: " in str(told) and f"<li><b>{kind}</b>: " in told._repr_html_()
+    assert not re.search(
+        r"\b1 (?:of \d+ rows )?(?:\(\d+ %\) )?(?:are|have|do|look|hold|chats|rows|things|files|places)\b", str(told)
+    )
 
 
 def test_clean_rows_have_nothing_to_say(model: Model) -> None:
+    assert str(records()[:1].check(model)) == "1 row: nothing stands out."
     assert str(records().check(model)) == "3 rows: nothing stands out."
 
 
@@ -120,7 +124,7 @@ def test_files_that_were_left_out_are_counted(tmp_path: Path, model: Model) -> N
     write(folder / "b.txt", "Grüße, ça va? Così è.".encode() + b"\xff")
     write(folder / "c.pdf", bombs.cyclic_pdf())
     told = {f.kind: f.advice for f in Dataset.from_path(folder).check(model).findings}
-    assert "1 files or pages" in told["not read"] and "1 places were replaced" in told["encoding damage"]
+    assert "1 file or page was left out" in told["not read"] and "1 place was replaced" in told["encoding damage"]
 
 
 def test_token_rows_are_no_text(model: Model) -> None:

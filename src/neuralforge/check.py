@@ -63,14 +63,16 @@ class Check:
 
     def __str__(self) -> str:
         if not self.findings:
-            return f"{self.rows} rows: nothing stands out."
-        return "\n".join([f"{self.rows} rows, {len(self.findings)} things to look at:", *(f"- {f}" for f in self.findings)])
+            return f"{_number(self.rows, 'row')}: nothing stands out."
+        head = f"{_number(self.rows, 'row')}, {_number(len(self.findings), 'thing')} to look at:"
+        return "\n".join([head, *(f"- {f}" for f in self.findings)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        first, *others = str(self).split("\n- ")
-        items = "".join(f"<li>{html.escape(item)}</li>" for item in others)
+        first = str(self).partition("\n")[0]
+        pairs = (str(finding).split(": ", 1) for finding in self.findings)
+        items = "".join(f"<li><b>{html.escape(kind)}</b>: {html.escape(told)}</li>" for kind, told in pairs)
         return f"<p>{html.escape(first)}</p><ul>{items}</ul>"
 
 
@@ -103,20 +105,29 @@ def _examples(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(row.source for row, _ in zip(rows, range(_EXAMPLES), strict=False))
 
 
-def _share(count: int, total: int) -> str:
+def _number(count: int, noun: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _share(count: int, total: int, one: str, many: str) -> str:
+    """ "3 of 60 rows (5 %) are": with the verb for one row or for many."""
     percent = 100 * count / max(1, total)
-    return f"{count} of {total} rows ({percent:.0f} %)" if percent >= 1 else f"{count} of {total} rows"
+    share = f" ({percent:.0f} %)" if percent >= 1 else ""
+    return f"{count} of {_number(total, 'row')}{share} {one if count == 1 else many}"
 
 
 def _skipped(count: int) -> Finding:
-    return Finding("not read", count, f"{count} files or pages were left out; `skipped` of the data set says why.")
+    what = "1 file or page was" if count == 1 else f"{count} files or pages were"
+    return Finding("not read", count, f"{what} left out; `skipped` of the data set says why.")
 
 
 def _duplicates(rows: Sequence[Row]) -> Finding:
     found = duplicates(rows, near=_NEAR)
     exact = sum(alike == 1.0 for _, alike in found.values())
     kinds = f"{exact} word for word, {len(found) - exact} nearly so"
-    advice = f"{_share(len(found), len(rows))} repeat another one ({kinds}). What is repeated is learnt by heart; use .dedup()."
+    repeated = _share(len(found), len(rows), "repeats", "repeat")
+    advice = f"{repeated} another one ({kinds}). What is repeated is learnt by heart; use .dedup()."
     return Finding("duplicates", len(found), advice, _examples(rows[i] for i in sorted(found)))
 
 
@@ -147,12 +158,14 @@ def _encoded(rows: Sequence[Row], tokenizer: Tokenizer, template: ChatTemplate, 
             long.append((size, row))
     worst = max((size for size, _ in long), default=0)
     advice = (
-        f"{_share(len(long), len(rows))} are longer than {max_length} tokens, the longest has {worst}. Choose what happens: "
-        "on_overflow='split' keeps everything, 'truncate' keeps starts, 'drop' leaves them out."
+        f"{_share(len(long), len(rows), 'is', 'are')} longer than {max_length} tokens, the longest has {worst}. Choose "
+        "what happens: on_overflow='split' keeps everything, 'truncate' keeps starts, 'drop' leaves them out."
     )
     yield Finding("too long", len(long), advice, _examples(row for _, row in sorted(long, key=lambda pair: -pair[0])))
     why = refused[0][1].message.partition(": ")[2] if refused else ""
-    advice = f"{_share(len(refused), len(rows))} do not fit the model's chat template ({why}). Correct or remove them."
+    advice = (
+        f"{_share(len(refused), len(rows), 'does', 'do')} not fit the model's chat template ({why}). Correct or remove them."
+    )
     yield Finding("template mismatch", len(refused), advice, _examples(row for row, _ in refused))
 
 
@@ -165,16 +178,17 @@ def _answers(row: Row) -> list[str]:
 
 def _empty_answers(rows: Sequence[Row]) -> Finding:
     empty = [row for row in rows if any(not _SAID.search(answer) for answer in _answers(row))]
-    advice = f"{_share(len(empty), len(rows))} have an answer with almost nothing in it. The model would learn to say nothing."
+    share = _share(len(empty), len(rows), "has", "have")
+    advice = f"{share} an answer with almost nothing in it. The model would learn to say nothing."
     return Finding("empty answers", len(empty), advice, _examples(empty))
 
 
 def _damage(rows: Sequence[Row], texts: Sequence[str], replaced: int) -> Finding:
     damaged = [row for row, text in zip(rows, texts, strict=True) if "\ufffd" in text or len(_MOJIBAKE.findall(text)) > 1]
-    told = f" {replaced} places were replaced while reading." if replaced else ""
+    told = f" {_number(replaced, 'place')} {'was' if replaced == 1 else 'were'} replaced while reading." if replaced else ""
     advice = (
-        f"{_share(len(damaged), len(rows))} have characters that were damaged by a wrong encoding (\ufffd, Ã©, â€™).{told} "
-        "Save the files as UTF-8 from the program that made them."
+        f"{_share(len(damaged), len(rows), 'has', 'have')} characters that were damaged by a wrong encoding (\ufffd, Ã©, â€™)."
+        f"{told} Save the files as UTF-8 from the program that made them."
     )
     return Finding("encoding damage", len(damaged), advice, _examples(damaged))
 
@@ -182,8 +196,8 @@ def _damage(rows: Sequence[Row], texts: Sequence[str], replaced: int) -> Finding
 def _noise(rows: Sequence[Row], texts: Sequence[str]) -> Finding:
     noisy = [row for row, text in zip(rows, texts, strict=True) if looks_like_ocr(text)]
     advice = (
-        f"{_share(len(noisy), len(rows))} look like badly read scans: broken words and stray signs. The model would learn to "
-        "write so; read them again with a better OCR program, or remove them."
+        f"{_share(len(noisy), len(rows), 'looks', 'look')} like badly read scans: broken words and stray signs. The model "
+        "would learn to write so; read such files again with a better OCR program, or remove them."
     )
     return Finding("OCR noise", len(noisy), advice, _examples(noisy))
 
@@ -210,8 +224,8 @@ def _rendered_before(rows: Sequence[Row], texts: Sequence[str]) -> Finding:
     marked = [(row, match) for row, text in zip(rows, texts, strict=True) if (match := _MARKS.search(text))]
     sign = marked[0][1][0] if marked else ""
     advice = (
-        f"{_share(len(marked), len(rows))} hold the marks of a chat template in their text ({sign}). They were rendered for "
-        "some model before; give messages with roles instead, and the model's own template is put around them."
+        f"{_share(len(marked), len(rows), 'holds', 'hold')} the marks of a chat template in their text ({sign}). This was "
+        "rendered for some model before; give messages with roles instead, and the model's own template is put around them."
     )
     return Finding("template marks", len(marked), advice, _examples(row for row, _ in marked))
 
@@ -222,7 +236,7 @@ def _no_template(rows: Sequence[Row], tokenizer: Tokenizer, template: ChatTempla
     if not chats or tokenizer.chat_template is not None or template.source not in signs:
         return None
     advice = (
-        f"the model has no chat template of its own, so {len(chats)} chats are written in the plain built-in form. "
-        "A program that runs the model later has to use the same form."
+        "the model has no chat template of its own, so chats are written in the plain built-in form. A program that runs the "
+        "model later has to use the same form."
     )
     return Finding("no template", len(chats), advice)

@@ -251,14 +251,22 @@ class Dataset:
     def _summary(self) -> str:
         kinds = Counter("/".join(key for key in row.data if key != "tokenizer") for row in self)
         rows = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        return f"{len(self)} rows" + (f": {rows}" if rows else "") + (f"; {len(self.skipped)} skipped" if self.skipped else "")
+        return (
+            f"{len(self)} row{'s' if len(self) != 1 else ''}"
+            + (f": {rows}" if rows else "")
+            + (f"; {len(self.skipped)} skipped" if self.skipped else "")
+        )
 
     def __repr__(self) -> str:
         return f"Dataset({self._summary()})"
 
     def _repr_html_(self) -> str:
         rows = [(row.source, _preview(row)) for row in self._rows[:5]] + [(s, f"skipped: {why}") for s, why in self.skipped[:5]]
-        cells = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows)
+        style, left = "text-align:left;vertical-align:top", "white-space:nowrap"
+        cells = "".join(
+            f'<tr><td style="{style};{left}">{html.escape(a)}</td><td style="{style}">{html.escape(b)}</td></tr>'
+            for a, b in rows
+        )
         return f"<p>Dataset: {html.escape(self._summary())}</p><table>{cells}</table>"
 
 

@@ -73,7 +73,7 @@ class Preview:
         for row in self.rows:
             shown = "".join(f"{marks[0]}{text}{marks[1]}" if on else text for text, on in _shortened(row.pieces))
             blocks.append(f"── {_visible(row.head)}\n{shown}")
-        return "\n\n".join(blocks)
+        return "\n\n".join([*blocks, f"── marked {marks[0]}so{marks[1]}: what is trained"])
 
     def _repr_html_(self) -> str:
         style = "background:#cfeccf;color:#123"
@@ -118,7 +118,7 @@ def _shortened(pieces: tuple[tuple[str, bool], ...]) -> list[tuple[str, bool]]:
     for text, on in pieces:
         begin, end = at, at + len(text)
         if total > _LONGEST and end > first and begin < last:
-            gap = f" … {last - first} characters … " if begin <= first else ""
+            gap = f" [… {last - first} characters …] " if begin <= first else ""
             text = text[: max(0, first - begin)] + gap + text[max(0, last - begin) :]
         if text:
             out.append((_visible(text), on))
