@@ -237,6 +237,24 @@ def test_earlier_turns_are_cut_the_same_way_in_a_prompt(tmp_path: Path) -> None:
     assert prompt != tokenizer.encode(template.render(chat[:3], add_generation_prompt=True))
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_answers_of_weight_0_are_not_trained(byte_tokenizer: Tokenizer, name: str) -> None:
+    record = {"messages": [dict(m) for m in CHAT]}
+    answers = [m for m in record["messages"] if m["role"] == "assistant"]
+    answers[0]["weight"] = 0
+    (row,) = Dataset.from_list([record])
+    template = template_for(byte_tokenizer, name=name)
+    ids, mask = encode_messages(template, byte_tokenizer, row.data["messages"])
+    all_ids, all_mask = encode_messages(template, byte_tokenizer, CHAT)
+    assert ids == all_ids
+    assert _trained_texts(byte_tokenizer, ids, mask) == _trained_texts(byte_tokenizer, all_ids, all_mask)[1:]
+    with pytest.raises(DataError, match="every answer has weight 0"):
+        encode_messages(template, byte_tokenizer, row.data["messages"][:2])
+    answers[0]["weight"] = 2
+    with pytest.raises(DataError, match="message 1: weight 2 is neither 0 nor 1"):
+        Dataset.from_list([record])
+
+
 def test_a_row_that_ends_with_the_user_gets_no_eos(byte_tokenizer: Tokenizer) -> None:
     ids, mask = encode_messages(_template("no end", byte_tokenizer), byte_tokenizer, CHAT[:3])
     assert byte_tokenizer.eos_id not in ids

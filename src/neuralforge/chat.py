@@ -48,7 +48,8 @@ def encode(
 def encode_messages(
     template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], *, where: str = "messages"
 ) -> tuple[list[int], list[bool]]:
-    """Ids of a conversation, and which of them are trained: the assistant's turns with the token that ends each.
+    """Ids of a conversation, and which of them are trained: the assistant's turns with the token that ends each, but for turns
+    of weight 0.
 
     A turn is found by rendering the messages up to it, so that templates need no marks. The text is cut at the borders of
     the turns before it is encoded, so that the ids before a turn are those of `prompt_ids`.
@@ -65,12 +66,17 @@ def encode_messages(
         TokenizerError: an EOS has to be added and the tokenizer has none.
     """
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    wanted = [messages[i].get("weight") != 0 for i in turns]
+    if turns and not any(wanted):
+        raise DataError(
+            f"{where}: nothing to train on: every answer has weight 0", hint="remove the row, or give a weight of 1"
+        )
     if not turns:
         raise DataError(f"{where}: nothing to train on: no assistant message", hint="loss is on assistant turns only")
     text = _render(template, messages, where=where)
     spans = [_span(template, messages, i, text, tokenizer, where=where) for i in turns]
-    ids, mask = _encode_spans(tokenizer, text, spans)
-    if turns[-1] == len(messages) - 1 and not _is_closed(ids, mask, tokenizer):
+    ids, mask = _encode_spans(tokenizer, text, spans, wanted)
+    if turns[-1] == len(messages) - 1 and wanted[-1] and not _is_closed(ids, mask, tokenizer):
         ids.append(_eos(tokenizer))
         mask.append(True)
     return ids, mask
@@ -91,7 +97,7 @@ def prompt_ids(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[
                 spans.append(_span(template, checked, i, text, tokenizer, where="messages", prompt=True))
             except DataError:  # not needed for a prompt: the cuts only make the ids agree with training
                 continue
-    return _encode_spans(tokenizer, text, spans)[0]
+    return _encode_spans(tokenizer, text, spans, [False] * len(spans))[0]
 
 
 def _checked(messages: object) -> list[dict[str, Any]]:
@@ -153,12 +159,16 @@ def _render(template: ChatTemplate, messages: Sequence[Message], *, where: str, 
         raise DataError(f"{where}: {e.message}", hint=e.hint) from e
 
 
-def _encode_spans(tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
-    """Ids of the text, cut at the borders of the spans, true inside; one BOS in front where the tokenizer wants it."""
+def _encode_spans(
+    tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]], wanted: Sequence[bool]
+) -> tuple[list[int], list[bool]]:
+    """Ids of the text, cut at the borders of the spans, true inside of those that are wanted; one BOS in front where the
+    tokenizer wants it.
+    """
     borders = [0, *(border for span in spans for border in span), len(text)]
     segments = tokenizer.encode_segments([text[a:b] for a, b in pairwise(borders)])
     ids = [i for segment in segments for i in segment]
-    mask = [n % 2 == 1 for n, segment in enumerate(segments) for _ in segment]
+    mask = [n % 2 == 1 and wanted[n // 2] for n, segment in enumerate(segments) for _ in segment]
     bos = _bos(tokenizer)
     if bos:
         written = next((n for n, i in enumerate(ids) if i != bos[0]), len(ids))

@@ -107,8 +107,8 @@ _PAIRS = (
     ("input", ("output",)),
 )
 _CONTEXT = ("input", "context", "contexts")
-# what chat templates read of a message besides role and content
-_MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
+# what a message may say besides role and content: for chat templates, and weight 0 for an answer that is not trained
+_MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "weight")
 
 
 def from_record(record: Any, source: str) -> Iterator[Row]:
@@ -196,6 +196,11 @@ def _message(item: Any, place: str) -> dict[str, Any]:
         json.dumps(extra)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{place}: {' and '.join(extra)} must be plain JSON data", hint=_MEND) from error
+    weight = extra.get("weight", 1)
+    if weight not in (0, 1):
+        raise DataError(f"{place}: weight {weight!r} is neither 0 nor 1", hint=_MEND)
+    if weight == 1:
+        extra.pop("weight", None)
     if content is None and "tool_calls" in extra:
         content = ""
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
