@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +119,10 @@ def test_right_to_left(both: Any) -> None:
     assert "\u05d0" in before[0]
 
 
-def test_pages_of_one_font_read_it_once(both: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The font resources that pypdf reads from now on, with `pdf_text`."""
+    read: list[Any] = []
     original = _page.Font.__dict__["from_font_resource"].__func__
     counted = classmethod(lambda cls, resource: read.append(resource) or original(cls, resource))
     monkeypatch.setattr(_page.Font, "from_font_resource", counted)
@@ -126,8 +130,27 @@ def test_pages_of_one_font_read_it_once(both: Any, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(_page, "TextExtraction", _page.TextExtraction)
     pdf_text.install()
+    return read
+
+
+def test_pages_of_one_font_read_it_once(read: list[Any]) -> None:
     assert extracted(bombs.text_pdf("one", "two", "three")) == ["one", "two", "three"]
     assert len(read) == 1
+
+
+def test_few_fonts_are_kept_and_none_of_a_document_that_is_done(read: list[Any]) -> None:
+    from neuralforge import pdf_text
+
+    fonts: list[weakref.ref[Any]] = []
+    for _ in range(pdf_text._FONTS + 5):
+        (page,) = pypdf.PdfReader(io.BytesIO(bombs.text_pdf("one"))).pages
+        assert page.extract_text() == "one"
+        fonts.append(weakref.ref(vars(read[-1])[pdf_text._FONT]))
+    assert [font() is not None for font in fonts] == [False] * 5 + [True] * pdf_text._FONTS  # `read` holds the documents
+    del page
+    read.clear()
+    gc.collect()
+    assert not any(font() for font in fonts)
 
 
 def test_real_pages(both: Any, shared: Path) -> None:

@@ -9,6 +9,8 @@ by font. What can be left out follows from pypdf's code: `read_pdf` uses this wi
 from __future__ import annotations
 
 import math
+import weakref
+from collections import deque
 from typing import Any
 
 from pypdf import _page
@@ -21,6 +23,7 @@ _STRAYS = frozenset((b"BT", b"cm", b"Q"))  # these change a matrix, and nothing 
 _ALL_AROUND = (0, 90, 180, 270)
 _TINY = 1e-9  # below it a product may vanish
 _LONGEST, _MOST = 64, 4096  # bytes of a piece that is remembered, and pieces of a font
+_FONTS = 64  # that are kept at a time: some programs write new fonts for each page
 _FONT, _PIECES = "neuralforge_font", "neuralforge_pieces"
 
 Piece = tuple[str, float, int] | None  # characters as they are shown, their width, number of codes; None: pypdf has to look
@@ -31,11 +34,17 @@ def install() -> None:
     setattr(_page, "TextExtraction", Extraction)  # noqa: B010 - a private module exports nothing
     original = _font.Font.from_font_resource.__func__  # type: ignore[attr-defined]
 
+    recent: deque[weakref.ref[Any]] = deque()  # weak: a document must go when it has been read
+
     def from_font_resource(cls: Any, resource: Any) -> Any:
-        """The font of a resource, which pypdf would read again for each page; it lives as long as the resource."""
+        """The font of a resource, which pypdf would read again for each page."""
         known = vars(resource).get(_FONT)
         if known is None:
             known = vars(resource)[_FONT] = original(cls, resource)
+            recent.append(weakref.ref(resource))
+            oldest = recent.popleft()() if len(recent) > _FONTS else None
+            if oldest is not None:
+                vars(oldest).pop(_FONT, None)
         return known
 
     _font.Font.from_font_resource = classmethod(from_font_resource)  # type: ignore[assignment]
