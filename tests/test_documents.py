@@ -273,6 +273,25 @@ def test_html(tmp_path: Path) -> None:
     assert text == expected
 
 
+PAGES = {
+    "blocks in cells": ("<table><tr><td><p>a</p></td><td><p>b</p></td></tr></table>", "a\n\nb"),
+    "soft hyphens": ("<p>hy&shy;phen</p>", "hyphen"),
+    "scripts in a table": ("<table><tr><td>1<script>x='<td>2</td>'</script><td>3</table>", "1 | 3"),
+    "cells that are not closed": ("<table><tr><th>n<th>dose<tr><td>a<td>1 mg</table>after", "n | dose\na | 1 mg\n\nafter"),
+    "a table in a cell": ("<table><tr><td>a<td><table><tr><td>b<td>c</table></table>", "a |\n\nb | c"),
+    "lists": ("<ul><li>a<ul><li>b</ul><li>c</ul>", "a\n\nb\n\nc"),
+    "line breaks": ("a<br><br>b<hr>c", "a\n\nb\nc"),
+    "comments": ("a<!-- <p>no</p> -->b<![CDATA[ c ]]>", "ab"),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pieces_of_html(name: str) -> None:
+    page, expected = PAGES[name]
+    (row,) = read_html.read(page.encode(), "a.html")
+    assert row.data["text"] == expected
+
+
 def test_token_file_is_mapped_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large.bin").open("wb") as file:
         file.truncate(1 << 36)  # a hole, of more than this machine has memory
