@@ -209,6 +209,12 @@ def test_text_of_an_unknown_encoding_is_not_read_as_nonsense(tmp_path: Path, enc
     assert "UTF-8" in caught.value.hint
 
 
+@pytest.mark.parametrize("line", ["£ 12.50", "5 µg", "«»", "20 °C ± 1 °C", "€ – •", "naïve café", "Ærø", "Übergröße für Öl"])
+def test_signs_of_western_text_are_no_foreign_letters(tmp_path: Path, line: str) -> None:
+    text = f"{line}\n" * 50
+    assert Dataset.from_path(write(tmp_path / "a.txt", text.encode("cp1252")))[0].data["text"] == text
+
+
 def test_western_texts_of_old_files_are_read(shared: Path, tmp_path: Path) -> None:
     import zipfile
 
@@ -278,6 +284,7 @@ PAGES = {
     "soft hyphens": ("<p>hy&shy;phen</p>", "hyphen"),
     "scripts in a table": ("<table><tr><td>1<script>x='<td>2</td>'</script><td>3</table>", "1 | 3"),
     "cells that are not closed": ("<table><tr><th>n<th>dose<tr><td>a<td>1 mg</table>after", "n | dose\na | 1 mg\n\nafter"),
+    "empty cells": ("<table><tr><td></td><th>n</th></tr><tr><td>a</td><td></td><td>1</td></tr></table>", "| n\na | | 1"),
     "a table in a cell": ("<table><tr><td>a<td><table><tr><td>b<td>c</table></table>", "a |\n\nb | c"),
     "lists": ("<ul><li>a<ul><li>b</ul><li>c</ul>", "a\n\nb\n\nc"),
     "line breaks": ("a<br><br>b<hr>c", "a\n\nb\nc"),

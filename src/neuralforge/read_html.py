@@ -50,7 +50,7 @@ class _HtmlText(HTMLParser):
         super().__init__()
         self.parts: list[str] = ["\n"]
         self.depth = {"hidden": 0, "pre": 0}
-        self.cells = 0  # of the row of a table
+        self.cells, self.row_at = 0, 0  # cells of the row of a table, and where in `parts` it begins
 
     def updatepos(self, i: int, j: int) -> int:
         """Where the parser goes on; it would count lines, which nobody asks for."""
@@ -59,10 +59,10 @@ class _HtmlText(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._tag(tag, 1)
         if tag == "tr":
-            self.cells = 0
+            self.cells, self.row_at = 0, len(self.parts)
         elif tag in ("td", "th"):
-            on_a_line = self.cells and self.parts[-1][-1] != "\n"
-            self.handle_data(" | " if on_a_line else " ")
+            on_a_line = self.parts[-1][-1] != "\n" or len(self.parts) == self.row_at  # not below the blocks of a cell
+            self.handle_data(" | " if self.cells and on_a_line else " ")
             self.cells += 1
 
     def handle_endtag(self, tag: str) -> None:
