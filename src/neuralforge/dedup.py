@@ -100,7 +100,8 @@ def duplicates(rows: Sequence[Row], *, near: float | None) -> dict[int, tuple[in
 
     Args:
         near: least Jaccard similarity of near duplicates; None finds exact ones only. A row is compared with those that
-            stay, so a chain of small changes is not folded into its first link.
+            stay, so a chain of small changes is not folded into its first link; with 64 of them at most, those that it
+            shares most with, so that a pair at the very limit may be missed in a crowd.
     """
     found: dict[int, tuple[int, float]] = {}
     exact: dict[bytes, int] = {}
