@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from . import cli_options, console
 from .config import LoraConfig, TrainConfig
-from .errors import ConfigError, WontFitError
+from .errors import ConfigError, RestartNeeded, WontFitError
 from .events import Event, Warning
+from .restart import restart
 
 if TYPE_CHECKING:
     from .ingest import Dataset
@@ -113,6 +114,7 @@ def _train(options: argparse.Namespace) -> int:
     values = cli_options.given(options)
     _tell_without_effect(values)
     job = _open(values)
+    again: RestartNeeded | None = None
     with _view(options) as listen:
         trainer = Trainer(
             job.model,
@@ -122,7 +124,14 @@ def _train(options: argparse.Namespace) -> int:
             eval_dataset=job.held_out,
             callbacks=[listen],
         )
-        run = trainer.train(resume_from_checkpoint=values.get("resume", "auto"), progress=False)
+        try:
+            run = trainer.train(resume_from_checkpoint=values.get("resume", "auto"), progress=False)
+        except RestartNeeded as needed:
+            if not options.own_process:
+                raise
+            again = needed
+    if again:
+        restart(again, options.words)
     if run.status == "interrupted":
         console.note(f"interrupted; the same command goes on from there: {_again(options.words)}")
         return console.INTERRUPTED
