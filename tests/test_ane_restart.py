@@ -35,9 +35,10 @@ def command(simulator_path: Path, tiny_llama: Callable[..., Path], tmp_path: Pat
     data = small.write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def run(out: str, *more: object, steps: int, **environment: object) -> Any:
-        fixed = ("--model", model, "--data", data, "--output-dir", tmp_path / out, "--steps", steps, "--max-length", LENGTH)
-        how = ("--per-device-train-batch-size", 2, "--threads", 1, "--backend", "ane", "--ndjson", "--quiet", *more)
-        given = [sys.executable, "-m", "neuralforge", "train", *map(str, (*fixed, *how))]
+        where = ("--model", model, "--data", data, "--output-dir", tmp_path / out, "--steps", steps, "--threads", 1)
+        size = ("--max-length", LENGTH, "--on-overflow", "truncate", "--per-device-train-batch-size", 2)
+        how = ("--backend", "ane", "--ndjson", "--quiet", *more)
+        given = [sys.executable, "-m", "neuralforge", "train", *map(str, (*where, *size, *how))]
         env = os.environ | {ane.FRAMEWORK: str(simulator_path)} | {k: str(v) for k, v in environment.items()}
         with subprocess.Popen(given, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout and process.stderr
@@ -62,12 +63,13 @@ def _kinds(told: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [message for message in told if message["type"] == kind]
 
 
-EVALUATING = ("--eval-strategy", "steps", "--eval-steps", 1, "--save-steps", 0, "--full")
+# so slowly that samples do not become short
+EVALUATING = ("--eval-strategy", "steps", "--eval-steps", 1, "--save-steps", 0, "--full", "--learning-rate", 1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [4, 101])
-def test_a_run_of_many_processes_learns_the_same_bits(command, tmp_path, steps):
+@pytest.mark.parametrize("steps, least", [(4, 3), (101, 100)], ids=["few", "hundred"])
+def test_a_run_of_many_processes_learns_the_same_bits(command, tmp_path, steps, least):
     """One program for training and one for each sample, and room for two: each process makes one step."""
     begun = time.time()
     whole, _, code, err = command("whole", *EVALUATING, steps=steps)
@@ -75,7 +77,8 @@ def test_a_run_of_many_processes_learns_the_same_bits(command, tmp_path, steps):
     told, held, code, err = command("cut", *EVALUATING, steps=steps, NEURALFORGE_ANE_COMPILES=2, ANE_SIMULATOR="budget=2")
     assert code == 0, err
     again = _kinds(told, "restart")
-    assert [m["step"] for m in again] == list(range(2, steps + 1)) and {m["compiles"] for m in again} == {2}
+    stops = [m["step"] for m in again]
+    assert len(again) >= least and stops == sorted(set(stops)) and {m["compiles"] for m in again} == {2}
     assert {m["reason"] for m in again} == {"compile_budget_exceeded"}
     assert [m["resumed_from"] for m in _kinds(told, "init")] == [0, *(m["step"] for m in again)]
     assert small.digest(tmp_path / "cut") == small.digest(tmp_path / "whole")

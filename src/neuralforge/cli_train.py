@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cli_options, console
-from .config import LoraConfig, TrainConfig
+from .config import LoraConfig, ModelConfig, TrainConfig
 from .errors import ConfigError, RestartNeeded, WontFitError
 from .events import Event, Warning
 from .restart import restart
@@ -214,19 +214,28 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
-    """Programs of the Neural Engine, from the model's shape alone; data are not needed."""
-    from . import ane_plan
+    """Programs of the Neural Engine, from the model's shape alone; data are not needed. Several names give a table."""
+    from . import ane_plan, catalogue
     from .ane_programs import ROW, Job
     from .model import not_here, resolve
     from .quickstart import LORA
 
     if "model" not in values:
         raise ConfigError("--model is missing", hint="give --model PATH, or a name of the catalogue")
+    args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
+
+    def job_of(config: ModelConfig) -> Job:
+        tokens = min(args.max_length, config.max_position_embeddings)
+        return Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
+
+    known = {entry.name: entry.config for entry in catalogue.entries()}
+    names = values["model"].split(",")
+    if len(names) > 1 and set(names) <= set(known):
+        console.out("\n".join(ane_plan.table({name: job_of(known[name]) for name in names})))
+        return 0
     entry = not_here(values["model"])
     config, weights = (entry.config, None) if entry else ane_plan.described(resolve(values["model"]))
-    args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
-    tokens = min(args.max_length, config.max_position_embeddings)
-    job = Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
+    job = job_of(config)
     made = ane_plan.plan(values["model"], job)
     console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
     if options.dump:

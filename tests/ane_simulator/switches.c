@@ -22,8 +22,11 @@ static entry entries[] = {
     {"conv_limit", 31999, 31999},  /* input channels of conv: 32000 were refused */
     {"old_chip", 0, 0},            /* 1: takes program(1.0) only */
     {"program_limit", 0, 0},       /* megabytes of weights that load; 0: any */
+    {"no_concat", 0, 0},           /* 1: concat is refused */
+    {"one_procedure", 0, 0},       /* 1: so is a second func */
     /* the driver */
     {"load_failures", 0, 0},       /* that many loads fail */
+    {"no_donor", 0, 0},            /* 1: loads only what this model, or the cache, compiled */
     {"wedge", 0, 0},               /* 1: evaluations wait until it is 0 again */
     {"throw", 0, 0},               /* 1: evaluations throw */
     {"strict_order", 0, 0},        /* 1: surfaces must come in the order of their symbols */
