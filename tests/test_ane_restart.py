@@ -72,7 +72,7 @@ EVALUATING = ("--eval-strategy", "steps", "--eval-steps", 1, "--save-steps", 0, 
 def test_a_run_of_many_processes_learns_the_same_bits(command, tmp_path, steps, least):
     """One program for training and one for each sample, and room for two: each process makes one step."""
     begun = time.time()
-    whole, _, code, err = command("whole", *EVALUATING, steps=steps)
+    whole, _, code, err = command("whole", *EVALUATING, steps=steps, NEURALFORGE_ANE_COMPILES=999, ANE_SIMULATOR="budget=999")
     assert code == 0 and not _kinds(whole, "restart"), err
     told, held, code, err = command("cut", *EVALUATING, steps=steps, NEURALFORGE_ANE_COMPILES=2, ANE_SIMULATOR="budget=2")
     assert code == 0, err

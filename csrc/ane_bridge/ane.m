@@ -654,8 +654,9 @@ static nf_status load_from_donor(nf_ane_program *p, const source *s, const nf_an
     return describe(p);
 }
 
-static nf_status load_guarded(nf_ane_program *p, const source *s, const nf_ane_program *donor){
-    GUARDED("load", donor ? load_from_donor(p, s, donor) : load_program(p, s))}
+static nf_status load_guarded(nf_ane_program *p, const source *s, const nf_ane_program *donor) {
+    GUARDED("load", donor ? load_from_donor(p, s, donor) : load_program(p, s))
+}
 
 static nf_status new_program(nf_ane_program **out, nf_ane_device *device, const source *s, const nf_ane_program *donor) {
     *out = NULL;
