@@ -455,7 +455,7 @@ class AneProgram:
         _check_ane(whence(out, donor.handle if donor else device.handle, source, len(text), given, len(views)))
         self.closed = False
         kept = (device.handle, source, data)  # until the program is freed, whatever becomes of this object
-        self.handle = ane_ffi.gc(out[0], lambda handle, kept=kept: ane.nf_ane_program_free(handle))
+        self.handle: Any = ane_ffi.gc(out[0], lambda handle, kept=kept: ane.nf_ane_program_free(handle))
 
     @property
     def cached(self) -> bool:
