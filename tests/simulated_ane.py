@@ -55,8 +55,9 @@ def simulator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def simulator(simulator_path: Path) -> Iterator[Simulator]:
+def simulator(simulator_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
     found = Simulator(simulator_path)
+    monkeypatch.setenv("NEURALFORGE_ANE_COMPILES", str(1 << 20))
     found.reset()
     found.set(budget=1 << 20)  # the process is shared by all tests
     yield found

@@ -52,13 +52,17 @@ typedef struct nf_ane_blob {
 
 typedef enum nf_ane_origin {
     NF_ANE_COMPILED = 0, /* in this process */
-    NF_ANE_CACHED = 1    /* by an earlier one; does not count against the compile budget */
+    NF_ANE_CACHED = 1    /* by an earlier one, or for a donor; does not count against the compile budget */
 } nf_ane_origin;
 
 /* Compile (or take from the cache) and load a program.  mil: UTF-8 text.  The bytes of text and blobs are read, not copied,
    and must stay as they are until nf_ane_program_free. */
 nf_status nf_ane_program_load(nf_ane_program **out, nf_ane_device *device, const char *mil, size_t mil_size,
                               const nf_ane_blob *blobs, int n_blobs);
+/* Load a program that differs from the loaded `donor` in its one weight file alone, from what the compiler made of that one:
+   nothing is compiled.  Reported to work (mechramc/Orion) and not relied on: compare results before they are used. */
+nf_status nf_ane_program_load_by_donor(nf_ane_program **out, const nf_ane_program *donor, const char *mil, size_t mil_size,
+                                       const nf_ane_blob *blobs, int n_blobs);
 /* Unloads.  After a timeout the system may still use the program: then memory and folder are left to it. */
 void nf_ane_program_free(nf_ane_program *program);
 nf_ane_origin nf_ane_program_origin(const nf_ane_program *program);

@@ -615,13 +615,19 @@ static void drop_model(nf_ane_program *p) {
     p->model = nil;
 }
 
+static nf_status name_of(NSString **out, nf_ane_program *p) {
+    NSString *name = *out = [p->model hexStringIdentifier];
+    if ([name length] == 0 || [name rangeOfString:@"/"].location != NSNotFound)
+        return nf_fail(NF_ERR_DEVICE, "the program was given the unusable name '%s'", text_of(name));
+    return NF_OK;
+}
+
 /* Trouble with the cache is no reason to fail: the program is then compiled in the scratch folder, which a program that the
    compiler refuses pays with a second refusal. */
 static nf_status load_program(nf_ane_program *p, const source *s) {
+    NSString *name;
     NF_TRY(make_model(p, s));
-    NSString *name = [p->model hexStringIdentifier];
-    if ([name length] == 0 || [name rangeOfString:@"/"].location != NSNotFound)
-        return nf_fail(NF_ERR_DEVICE, "the program was given the unusable name '%s'", text_of(name));
+    NF_TRY(name_of(&name, p));
     if (*p->device->cache && p->device->can_cache) {
         if (load_from_cache(p, s, text_of(name)) == NF_OK) return describe(p);
         drop_model(p);
@@ -631,21 +637,49 @@ static nf_status load_program(nf_ane_program *p, const source *s) {
     return describe(p);
 }
 
-static nf_status load_guarded(nf_ane_program *p, const source *s){GUARDED("load", load_program(p, s))}
+/* The compiler leaves net.plist, which does not depend on the weights, and data, which is the weight file. */
+static nf_status load_from_donor(nf_ane_program *p, const source *s, const nf_ane_program *donor) {
+    NSString *name, *folder = [NSString stringWithUTF8String:donor->folder];
+    if (s->n_blobs != 1) return nf_fail(NF_ERR_ARGUMENT, "%d weight files: a donor has one", s->n_blobs);
+    NSData *compiled = [NSData dataWithContentsOfFile:[folder stringByAppendingPathComponent:@"net.plist"]];
+    if (!compiled) return nf_fail(NF_ERR_DEVICE, "%s: the compiler left no net.plist", donor->folder);
+    NF_TRY(make_model(p, s));
+    NF_TRY(name_of(&name, p));
+    NF_TRY(nf_folder_claim(p->device->scratch, text_of(name), p->folder, p->marker));
+    NF_TRY(write_source(p->folder, s));
+    NF_TRY(nf_folder_write(p->folder, "net.plist", [compiled bytes], [compiled length]));
+    NF_TRY(nf_folder_write(p->folder, "data", s->blobs[0].data, s->blobs[0].size));
+    p->origin = NF_ANE_CACHED;
+    NF_TRY(load(p));
+    return describe(p);
+}
 
-nf_status nf_ane_program_load(nf_ane_program **out, nf_ane_device *device, const char *mil, size_t mil_size,
-                              const nf_ane_blob *blobs, int n_blobs) {
+static nf_status load_guarded(nf_ane_program *p, const source *s, const nf_ane_program *donor) {
+    GUARDED("load", donor ? load_from_donor(p, s, donor) : load_program(p, s))
+}
+
+static nf_status new_program(nf_ane_program **out, nf_ane_device *device, const source *s, const nf_ane_program *donor) {
     *out = NULL;
     nf_ane_program *p = calloc(1, sizeof *p);
     if (!p) return nf_fail(NF_ERR_MEMORY, "no memory for a program");
     p->device = device, p->lock = -1;
     pthread_mutex_init(&p->mutex, NULL);
-    nf_status status = load_guarded(p, &(source){mil, mil_size, blobs, n_blobs});
+    nf_status status = load_guarded(p, s, donor);
     if (status == NF_OK)
         *out = p;
     else
         nf_ane_program_free(p);
     return status;
+}
+
+nf_status nf_ane_program_load(nf_ane_program **out, nf_ane_device *device, const char *mil, size_t mil_size,
+                              const nf_ane_blob *blobs, int n_blobs) {
+    return new_program(out, device, &(source){mil, mil_size, blobs, n_blobs}, NULL);
+}
+
+nf_status nf_ane_program_load_by_donor(nf_ane_program **out, const nf_ane_program *donor, const char *mil, size_t mil_size,
+                                       const nf_ane_blob *blobs, int n_blobs) {
+    return new_program(out, donor->device, &(source){mil, mil_size, blobs, n_blobs}, donor);
 }
 
 static nf_status unload(nf_ane_program *p) {

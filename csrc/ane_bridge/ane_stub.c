@@ -40,6 +40,13 @@ int nf_ane_program_procedures(const nf_ane_program *program) {
     return 0;
 }
 
+nf_status nf_ane_program_load_by_donor(nf_ane_program **out, const nf_ane_program *donor, const char *mil, size_t mil_size,
+                                       const nf_ane_blob *blobs, int n_blobs) {
+    (void)donor, (void)mil, (void)mil_size, (void)blobs, (void)n_blobs;
+    *out = NULL;
+    return unsupported();
+}
+
 nf_status nf_ane_program_procedure(const nf_ane_program *program, const char *name, int *out) {
     (void)program, (void)name;
     *out = -1;

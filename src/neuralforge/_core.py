@@ -435,12 +435,13 @@ class AneProgram:
     Args:
         mil: its text.
         blobs: {"@model_path/weights/w.bin": bytes}; read where they are, and kept alive.
+        donor: a loaded program with the same text and another weight file; then nothing is compiled.
 
     Raises:
         BackendError: the compiler or the driver refused; the message has what they said.
     """
 
-    def __init__(self, device: AneDevice, mil: str, blobs: Mapping[str, Any]) -> None:
+    def __init__(self, device: AneDevice, mil: str, blobs: Mapping[str, Any], *, donor: AneProgram | None = None) -> None:
         ane_ffi, ane = _ane()
         self.device = device
         text = mil.encode()
@@ -450,10 +451,11 @@ class AneProgram:
         given = ane_ffi.new("nf_ane_blob[]", [(p, d, v.nbytes) for p, d, v in zip(paths, data, views, strict=True)])
         source = ane_ffi.from_buffer(text)
         out = ane_ffi.new("nf_ane_program **")
-        _check_ane(ane.nf_ane_program_load(out, device.handle, source, len(text), given, len(views)))
+        whence = ane.nf_ane_program_load_by_donor if donor else ane.nf_ane_program_load
+        _check_ane(whence(out, donor.handle if donor else device.handle, source, len(text), given, len(views)))
         self.closed = False
         kept = (device.handle, source, data)  # until the program is freed, whatever becomes of this object
-        self.handle = ane_ffi.gc(out[0], lambda handle, kept=kept: ane.nf_ane_program_free(handle))
+        self.handle: Any = ane_ffi.gc(out[0], lambda handle, kept=kept: ane.nf_ane_program_free(handle))
 
     @property
     def cached(self) -> bool:

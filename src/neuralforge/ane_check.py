@@ -28,6 +28,7 @@ from .weights import F32Array, Tensor
 # gradients of a small model: float16 carries 11 bits, and errors of many values mostly cancel
 LEAST_COSINE, LOSS_TOLERANCE = 0.9995, 1e-2
 SECONDS = 0.5  # for each time that is taken
+PRODUCT = 2048  # rows and columns of the matrices that are multiplied, as in the tables of the cost model
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found; `benchmark` in ms."""
+    """Everything that was found; `benchmark` in ms, `rates` in TFLOP/s of those whose work is known."""
 
     device: dict[str, Any]
     dialect: str
     probes: list[Finding]
     conformance: list[Finding]
     benchmark: dict[str, float]
+    rates: dict[str, float]
     compiles: int
 
     @property
@@ -67,7 +69,9 @@ class Report:
         width = max(len(f.name) for f in found)
         marks = {(True, True): "ok", (True, False): "ok", (False, True): "FAILED", (False, False): "no"}
         lines = [f"{f.name:<{width}}  {marks[f.ok, f.needed]:6}  {f.text}" for f in found]
-        lines += [f"{name:<{width}}  {ms:.3f} ms" for name, ms in self.benchmark.items()]
+        for name, ms in self.benchmark.items():
+            rate = f"{self.rates[name]:.2f} TFLOP/s" if name in self.rates else ""
+            lines.append(f"{name:<{width}}  {ms:.3f} ms  {rate}".rstrip())
         return [*lines, "", "ready" if self.ready else "not ready: see what failed above"]
 
 
@@ -85,7 +89,8 @@ def examine() -> Report:
     conformance = [_tried(name, True, work, device, dialect) for name, work in _conformance()]
     info = {k: v for k, v in device.info().items() if k != "scratch"}
     times = _benchmark(device, dialect) if all(f.ok for f in tried if f.needed) else {}
-    return Report(info, dialect, tried, conformance, times, _core.ane_compile_count() - before)
+    rates = {name: flops / ms / 1e9 for name, flops in _work().items() if (ms := times.get(name))}
+    return Report(info, dialect, tried, conformance, times, rates, _core.ane_compile_count() - before)
 
 
 def _tried(name: str, needed: bool, work: Work, device: _core.AneDevice, dialect: str) -> Finding:
@@ -176,16 +181,45 @@ def _batch(vocab: int) -> Batch:
 
 
 def _benchmark(device: _core.AneDevice, dialect: str) -> dict[str, float]:
-    """ms of a call that does little, of two chains that the cost model was fitted to, and of a small model's training step."""
+    """ms of a call that does little, of what the cost model was fitted to, and of a small model's training step."""
     times = {"a call": _chain_ms(device, dialect, channels=32, depth=1, width=32)}
-    for depth in (CHAIN_DEPTHS[0], CHAIN_DEPTHS[-1]):
-        times[f"{depth} convolutions of 512 channels"] = _chain_ms(device, dialect, channels=512, depth=depth, width=64)
+    for depth in CHAINS:
+        times[_chain(depth)] = _chain_ms(device, dialect, channels=512, depth=depth, width=64)
+    times[_product()] = _product_ms(device, dialect)
     config = MODELS["grouped heads"]
     session = ane.open(config, _weights(config), train="lora", lora=LoraConfig(r=4), max_tokens=64)
     batch = _batch(config.vocab_size)
     times["a training step of a small model"] = _median_ms(lambda: session.loss_and_grads(batch))
     session.close()
     return times
+
+
+CHAINS = (CHAIN_DEPTHS[0], CHAIN_DEPTHS[-1])
+
+
+def _chain(depth: int) -> str:
+    return f"{depth} convolutions of 512 channels"
+
+
+def _product() -> str:
+    return f"product of {PRODUCT} x {PRODUCT} matrices"
+
+
+def _work() -> dict[str, float]:
+    """FLOP of the times whose work is known."""
+    return {_chain(depth): depth * 2.0 * 512**2 * 64 for depth in CHAINS} | {_product(): 2.0 * PRODUCT**3}
+
+
+def _product_ms(device: _core.AneDevice, dialect: str) -> float:
+    """Of two run-time matrices."""
+    p, shape = _core.MilProgram(dialect), (1, 1, PRODUCT, PRODUCT)
+    p.begin("main")
+    p.output("o", p.apply("matmul", x=p.input("i0", shape), y=p.input("i1", shape), transpose_x=False, transpose_y=False))
+    p.end()
+    request = _core.AneRequest(loaded(device, p))
+    for port in ("i0", "i1"):
+        request.write(port, numbers(shape) / PRODUCT)
+    return _median_ms(request.run)
 
 
 def _chain_ms(device: _core.AneDevice, dialect: str, *, channels: int, depth: int, width: int) -> float:

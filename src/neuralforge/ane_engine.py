@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from . import _core
 from .ane_programs import ATTENTION, FFN, NORMS, Job, Procedure, banks, build
-from .errors import BackendError
+from .errors import BackendError, RestartNeeded
 from .weights import F32Array, ParamSet, Weights
 
 HalfArray = npt.NDArray[np.float16]
@@ -100,21 +100,42 @@ class Engine:
         job: model, mode and tokens of a stream.
         weights: constants of the programs; where all weights are trained they come with `write` instead.
         training: also the backward procedures.
+        limits: as `ane_programs.banks` takes them; "compiles" counts for the whole process.
 
     Raises:
         ConfigError, BackendError: a model or length that the programs cannot have, or the device refuses them.
+        RestartNeeded: the process may compile no more programs.
     """
 
-    def __init__(self, device: _core.AneDevice, job: Job, weights: Weights, *, training: bool) -> None:
+    def __init__(
+        self,
+        device: _core.AneDevice,
+        job: Job,
+        weights: Weights,
+        *,
+        training: bool,
+        limits: dict[str, int] | None = None,
+    ) -> None:
         self.job, self.training = job, training
-        self._device = device
+        self._device, self._limits = device, limits
         self._programs: list[_core.AneProgram] = []
         self._found: dict[tuple[str, str, int], tuple[_core.AneProgram, str]] = {}
-        for bank in banks(job):
-            self._load([p for p in bank if training or p.way == "forward"], weights)
-        self.rows = [p.rows for bank in banks(job) for p in bank if p.part == "head" and p.way == "forward"]
+        cut = banks(job, limits)
+        try:
+            for bank in cut:
+                self._load([p for p in bank if training or p.way == "forward"], weights)
+        except BaseException:
+            for program in self._programs:
+                program.close()
+            raise
+        self.rows = [p.rows for bank in cut for p in bank if p.part == "head" and p.way == "forward"]
         self._bind_layers()
         self._bind_head()
+
+    @property
+    def programs(self) -> int:
+        """How many it has loaded."""
+        return len(self._programs)
 
     @property
     def seq(self) -> int:
@@ -124,7 +145,11 @@ class Engine:
     def _load(self, bank: list[Procedure], weights: Weights) -> None:
         if not bank:
             return
-        made = build(self.job, bank, weights)
+        # one that an earlier process compiled would be no compile, but those come first, while there is still room
+        compiles = _core.ane_compile_count()
+        if compiles >= (_core.MIL_LIMITS | (self._limits or {}))["compiles"]:
+            raise RestartNeeded(compiles=compiles, opened=len(self._programs))
+        made = build(self.job, bank, weights, limits=self._limits)
         text = made.text()
         blobs = {BLOB: made.blob()} if made.blob_bytes() else {}
         program = _core.AneProgram(self._device, text, blobs)

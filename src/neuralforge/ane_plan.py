@@ -19,6 +19,8 @@ from .formats import hf
 from .lora import lora_shapes
 from .weights import Tensor, Weights
 
+CHIP = "M4"
+
 
 @dataclass(frozen=True)
 class ProgramPlan:
@@ -96,7 +98,7 @@ class AnePlan:
             f"compiles       {self.compiles} at the start, {self.recompiles} later, {self.restarts} restarts",
             f"weights        {self.weight_bytes / 1e6:,.0f} MB in programs; activations {self.surface_bytes / 1e6:,.0f} MB",
             f"on the engine  {100 * self.ane_flop_share:.2f} % of the floating-point work: {', '.join(ops)}",
-            f"on the CPU     {', '.join(self.cpu)}",
+            f"on the CPU     {', '.join(self.cpu)}; nothing of the layers",
             f"predicted      {self.predicted_ms_per_step:.1f} ms a step on {self.chip}, never measured;"
             f" {100 * self.predicted_utilisation:.0f} % of its peak (the original: {low} to {high} %)",
         ]
@@ -129,7 +131,7 @@ def _cpu_flops(job: Job) -> float:
     return 8.0 * job.seq * c.vocab_size + job.seq * c.hidden_size + 12.0 * trained
 
 
-def plan(model: str, job: Job, *, chip: str = "M4", limits: dict[str, int] | None = None) -> AnePlan:
+def plan(model: str, job: Job, *, chip: str = CHIP, limits: dict[str, int] | None = None) -> AnePlan:
     """Plan from shapes alone.
 
     Args:
@@ -168,8 +170,34 @@ def plan(model: str, job: Job, *, chip: str = "M4", limits: dict[str, int] | Non
         predicted_ms_per_step=ms,
         predicted_ms=predicted,
         predicted_utilisation=useful / (ms * 1e-3 * PEAK_TFLOPS * 1e12),
-        cpu=["embedding lookup"] if job.mode == "generate" else ["embedding lookup and its gradient", "loss", "AdamW"],
+        cpu=_on_the_cpu(job.mode),
     )
+
+
+def _on_the_cpu(mode: str) -> list[str]:
+    if mode == "generate":
+        return ["embedding lookup"]
+    return ["embedding lookup" + (" and its gradient" if mode == "full" else ""), "loss and its gradient", "AdamW"]
+
+
+def table(jobs: dict[str, Job]) -> list[str]:
+    """The plans of several models in Markdown, one row each."""
+    heads = (
+        "model",
+        "compiles",
+        "procedures",
+        "weights, GB",
+        "on the engine",
+        f"predicted ms, {CHIP}",
+        "predicted share of peak",
+    )
+    rows = [(*heads, "compiles without banks"), ("---",) * (len(heads) + 1)]
+    for name, job in jobs.items():
+        made, apart = plan(name, job), plan(name, job, limits={"procedures": 1})
+        cells = [name, str(made.compiles), str(sum(len(p.procedures) for p in made.programs)), f"{made.weight_bytes / 1e9:.2f}"]
+        cells += [f"{100 * made.ane_flop_share:.2f} %", f"{made.predicted_ms_per_step:.0f}"]
+        rows.append((*cells, f"{100 * made.predicted_utilisation:.0f} %", str(apart.compiles)))
+    return [f"|{'|'.join(row)}|" if row[0] == "---" else f"| {' | '.join(row)} |" for row in rows]
 
 
 def _program(job: Job, bank: list[Procedure], limits: dict[str, int] | None) -> ProgramPlan:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small programs that find out what a Neural Engine does: ops, dialects, surfaces, procedures, the cache. For `ane_check`."""
+"""Small programs that find out what a Neural Engine does: ops, dialects, surfaces, procedures, cache, compiles."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +23,12 @@ CONV: dict[str, Any] = {"strides": [1, 1], "pad_type": "valid", "pad": [0, 0, 0,
 SHAPE = (1, 6, 4, 64)
 # an op in fp16 rounds once, its inputs once each; exponentials and reciprocals of the device are less exact than a rounding
 TOLERANCE = 2.0**-7
+# compiles that are tried in a process, more than the 119 reported to succeed (maderix/ANE README); seconds for them
+MOST_COMPILES, PATIENCE = 130, 300
+_COUNT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from neuralforge.ane_probes import compiles_granted; "
+    "print(json.dumps(compiles_granted(sys.argv[2], int(sys.argv[3]), release=sys.argv[4] == 'released')))"
+)
 
 Work = Callable[[_core.AneDevice, str], str]  # (device, dialect) -> what was found
 
@@ -100,9 +109,11 @@ def probes(dialect: str) -> list[tuple[str, bool, Work]]:
         ("float32 ports", False, _wide_ports),
         ("surfaces of different sizes", False, _different_sizes),
         ("rows of 16 values", False, _short_rows),
-        ("two procedures", True, _procedures),
+        ("two procedures", ane.limits().get("procedures") != 1, _procedures),
         ("width 16384", False, _op("abs", np.abs, (1, 1, 1, 16384))),
         ("cache", False, _cache),
+        ("donor load", False, _donor),
+        ("budget with release", False, _budget),
     ]
 
 
@@ -190,3 +201,70 @@ def _cache(device: _core.AneDevice, dialect: str) -> str:
                 raise BackendError("compiled again" if again else "was in an empty cache")
             program.close()
     return "the second load compiles nothing"
+
+
+def _donor(device: _core.AneDevice, dialect: str) -> str:
+    """Other weights in a program that is compiled already: reports disagree, and stale weights would give a wrong result."""
+    x, weights = numbers((1, 32, 1, 64)), [numbers((32, 32), seed=n) for n in (1, 2)]
+    made = []
+    for w in weights:
+        p = _core.MilProgram(dialect)
+        p.begin("main")
+        p.output("o", p.apply("conv", x=p.input("i", x.shape), weight=p.weight(w), **CONV))
+        p.end()
+        made.append(p)
+    first, before = loaded(device, made[0]), _core.ane_compile_count()
+    second = _core.AneProgram(device, made[1].text(), {BLOB: made[1].blob()}, donor=first)
+    found = [
+        _compare(_outputs(m, "main", [x])[0][0, :, 0], w @ x[0, :, 0])
+        for m, w in zip((second, first), weights[::-1], strict=True)
+    ]
+    return f"{_core.ane_compile_count() - before} compiles, " + found[0]
+
+
+def _budget(device: _core.AneDevice, dialect: str) -> str:
+    """How many programs a process may compile, each released before the next, and all kept; in processes of their own."""
+    (released, why), (kept, _) = (_compiles_of_a_process(dialect, how) for how in ("released", "kept"))
+    found = f"{released} compiles with each program released, {kept} with all kept, of {MOST_COMPILES} tried"
+    if released < MOST_COMPILES:
+        raise BackendError(f"{found}: {why}")
+    return found
+
+
+def _compiles_of_a_process(dialect: str, how: str) -> tuple[int, str]:
+    paths = json.dumps([path for path in sys.path if path])
+    words = [sys.executable, "-I", "-c", _COUNT, paths, dialect, str(MOST_COMPILES), how]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+        count, why = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise BackendError(f"the process that counts compiles gave no answer: {error}") from error
+    return int(count), str(why)
+
+
+def compiles_granted(dialect: str, most: int, *, release: bool) -> tuple[int, str]:
+    """Compile different programs until one is refused; to be called in a process of its own.
+
+    Args:
+        dialect: of MIL.
+        most: how many are tried.
+        release: unload and free each program before the next is compiled.
+
+    Returns:
+        How many succeeded, and what the refusal said.
+    """
+    device, kept = ane.device(), []
+    for n in range(most):
+        p = _core.MilProgram(dialect)
+        p.begin("main")
+        p.output("o", p.apply("mul", x=p.input("i", (1, 4, 1, 32)), y=p.scalar(float(n + 2))))
+        p.end()
+        try:
+            program = loaded(device, p)
+        except BackendError as error:
+            return n, error.message
+        if release:
+            program.close()
+        else:
+            kept.append(program)
+    return most, ""

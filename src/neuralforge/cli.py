@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.escape_what_does_not_fit()
     try:
         with console.warnings_on_stderr():
-            return _run(words)
+            return _run(words, own_process=argv is None)
     except SystemExit as e:  # argparse, after --help
         return e.code if isinstance(e.code, int) else 0
     except BaseException as e:
@@ -74,7 +74,7 @@ def _dashes(word: str) -> str:
     return name.replace("_", "-") + equals + value if re.fullmatch(r"--\w[\w-]*", name) else word
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], *, own_process: bool) -> int:
     if not words:
         console.note(_help())
         return ConfigError.exit_code
@@ -89,6 +89,7 @@ def _run(words: list[str]) -> int:
         what = "option" if words[0].startswith("-") else "command"
         raise ConfigError(f"unknown {what} {words[0]!r}", hint=_nearest(words[0], list(COMMANDS)) or _known())
     options = _parse(words)
+    options.own_process = own_process
     code: int = options.run(options)
     return code
 

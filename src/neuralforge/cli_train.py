@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cli_options, console
-from .config import LoraConfig, TrainConfig
-from .errors import ConfigError, WontFitError
+from .config import LoraConfig, ModelConfig, TrainConfig
+from .errors import ConfigError, RestartNeeded, WontFitError
 from .events import Event, Warning
+from .restart import restart
 
 if TYPE_CHECKING:
     from .ingest import Dataset
@@ -113,6 +114,7 @@ def _train(options: argparse.Namespace) -> int:
     values = cli_options.given(options)
     _tell_without_effect(values)
     job = _open(values)
+    again: RestartNeeded | None = None
     with _view(options) as listen:
         trainer = Trainer(
             job.model,
@@ -122,7 +124,14 @@ def _train(options: argparse.Namespace) -> int:
             eval_dataset=job.held_out,
             callbacks=[listen],
         )
-        run = trainer.train(resume_from_checkpoint=values.get("resume", "auto"), progress=False)
+        try:
+            run = trainer.train(resume_from_checkpoint=values.get("resume", "auto"), progress=False)
+        except RestartNeeded as needed:
+            if not options.own_process:
+                raise
+            again = needed
+    if again:
+        restart(again, options.words)
     if run.status == "interrupted":
         console.note(f"interrupted; the same command goes on from there: {_again(options.words)}")
         return console.INTERRUPTED
@@ -205,19 +214,28 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
-    """Programs of the Neural Engine, from the model's shape alone; data are not needed."""
-    from . import ane_plan
+    """Programs of the Neural Engine, from the model's shape alone; data are not needed. Several names give a table."""
+    from . import ane_plan, catalogue
     from .ane_programs import ROW, Job
     from .model import not_here, resolve
     from .quickstart import LORA
 
     if "model" not in values:
         raise ConfigError("--model is missing", hint="give --model PATH, or a name of the catalogue")
+    args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
+
+    def job_of(config: ModelConfig) -> Job:
+        tokens = min(args.max_length, config.max_position_embeddings)
+        return Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
+
+    known = {entry.name: entry.config for entry in catalogue.entries()}
+    names = values["model"].split(",")
+    if len(names) > 1 and set(names) <= set(known):
+        console.out("\n".join(ane_plan.table({name: job_of(known[name]) for name in names})))
+        return 0
     entry = not_here(values["model"])
     config, weights = (entry.config, None) if entry else ane_plan.described(resolve(values["model"]))
-    args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
-    tokens = min(args.max_length, config.max_position_embeddings)
-    job = Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
+    job = job_of(config)
     made = ane_plan.plan(values["model"], job)
     console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
     if options.dump:

@@ -108,3 +108,21 @@ class ExportError(NeuralForgeError, RuntimeError):
 
 class BackendError(NeuralForgeError, RuntimeError):
     """A backend is not available or failed inside the C core."""
+
+
+class RestartNeeded(BackendError):
+    """This process may compile no more programs for the Neural Engine; a new one can.
+
+    Attributes:
+        compiles: programs that it has compiled.
+        opened: programs that the session had by then.
+        saved: (micro-steps, step of the last evaluation) of a run, once its state is on disk.
+    """
+
+    def __init__(self, *, compiles: int, opened: int) -> None:
+        super().__init__(
+            f"this process has compiled {compiles} programs for the Neural Engine and may compile no more",
+            hint="neuralforge train goes on by itself; elsewhere do the same in a new process or kernel, it goes on there",
+        )
+        self.compiles, self.opened = compiles, opened
+        self.saved: tuple[int, int] | None = None

@@ -17,6 +17,8 @@ from typing import Any
 
 from .config import LoraConfig
 
+COMPILE_BUDGET = "compile_budget_exceeded"  # the original command's word
+
 
 @dataclass(frozen=True)
 class Start:
@@ -101,11 +103,13 @@ class Warning:
 
 @dataclass(frozen=True)
 class Restart:
-    """The run went back to the state of `step`; `lr_scale` multiplies the schedule from now on."""
+    """The run went back to the state of `step`; `lr_scale` multiplies the schedule from now on. With the reason
+    COMPILE_BUDGET it goes on there in a new process, since this one has compiled `compiles` programs."""
 
     step: int
     reason: str
     lr_scale: float = 1.0
+    compiles: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ _WIRE: dict[type, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     Sample: ("sample", ()),
     Saved: ("checkpoint", (("path", "path", ""), ("step", "step", ""), ("loss", "loss", "%.6f"))),
     Warning: ("warning", ()),
-    Restart: ("restart", (("step", "step", ""), ("compiles", "", ""), ("reason", "reason", ""))),
+    Restart: ("restart", (("step", "step", ""), ("compiles", "compiles", ""), ("reason", "reason", ""))),
     Done: (
         "done",
         (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OutputError
-from .events import Done, Eval, Event, Restart, Sample, Saved, Start, Step, Warning, decode
+from .events import COMPILE_BUDGET, Done, Eval, Event, Restart, Sample, Saved, Start, Step, Warning, decode
 
 STATUS = {"completed": "completed", "early_stopped": "stopped early", "interrupted": "interrupted"}
 # steps whose mean gives the present speed and the time that is left
@@ -128,5 +128,7 @@ def note_text(note: Start | Warning | Restart) -> str:
     if isinstance(note, Start):
         return "the run was resumed" if note.resumed_from else "the run was started again"
     if isinstance(note, Restart):
+        if note.reason == COMPILE_BUDGET:
+            return f"goes on in a new process, this one has compiled {note.compiles} programs"
         return f"went back to step {note.step}: {note.reason}; learning rate × {note.lr_scale:g} from here"
     return f"{note.message} ({note.hint})" if note.hint else note.message

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def signals_call(stop: Callable[[], None]) -> Iterator[None]:
@@ -25,7 +27,9 @@ def signals_call(stop: Callable[[], None]) -> Iterator[None]:
         asked = True
         stop()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    if hasattr(signal, "pthread_sigmask"):  # one that came while the process started itself again is delivered now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield
     finally:

@@ -22,8 +22,8 @@ import numpy as np
 from . import checkpoint, cost, heldout, optim, schedules
 from .batches import Encoded, collate
 from .config import LoraConfig, TrainConfig
-from .errors import ConfigError, NonFiniteLossError, OutputError
-from .events import Done, Eval, Event, Restart, Sample, Saved, Start, Step, Warning
+from .errors import ConfigError, NonFiniteLossError, OutputError, RestartNeeded
+from .events import COMPILE_BUDGET, Done, Eval, Event, Restart, Sample, Saved, Start, Step, Warning
 from .files import make_folder
 from .formats import hf, peft
 from .interrupt import signals_call
@@ -135,36 +135,58 @@ class Trainer:
             DataError: rows cannot be used.
             NonFiniteLossError: NaN or infinity again after three roll-backs; the message names the rows.
             OutputError: something cannot be written; checkpoints written before are whole.
+            RestartNeeded: on the Neural Engine; the same run goes on in a new process, after a `Restart` event.
         """
-        job = open_job(
-            self.model,
-            self.args,
-            peft_config=self.peft_config,
-            train_rows=self.train_dataset,
-            eval_rows=self.eval_dataset,
-            resume=resume_from_checkpoint,
-        )
         try:
-            yield from self._announce(job)
-            while not self._stopping:
-                if _evaluation_due(job):
-                    yield from self._evaluate(job)
-                elif _save_due(job):
-                    yield self._save(job)
-                elif _finished(job):
-                    break
-                else:
-                    yield from self._micro_step(job)
-            yield from self._finish(job)
+            job = open_job(
+                self.model,
+                self.args,
+                peft_config=self.peft_config,
+                train_rows=self.train_dataset,
+                eval_rows=self.eval_dataset,
+                resume=resume_from_checkpoint,
+            )
+        except RestartNeeded as needed:  # nothing has changed: there is nothing to save, and no log
+            yield self._hand_out(Restart(0, COMPILE_BUDGET, compiles=needed.compiles))
+            raise
+        try:
+            yield from self._go(job)
+        except RestartNeeded as needed:
+            yield self._leave(job, needed)
+            raise
         finally:
             self._stopping = False
             job.close()
             _write_page(job)
 
+    def _go(self, job: Job) -> Iterator[Event]:
+        yield from self._announce(job)
+        while not self._stopping:
+            if _evaluation_due(job):
+                yield from self._evaluate(job)
+            elif _save_due(job):
+                yield self._save(job)
+            elif _finished(job):
+                break
+            else:
+                yield from self._micro_step(job)
+        yield from self._finish(job)
+
+    def _leave(self, job: Job, needed: RestartNeeded) -> Event:
+        """Save the state for a new process; what the session could not do has changed nothing."""
+        s = job.state
+        if s.micros and job.saved != s:
+            job.save()
+        needed.saved = (s.micros, s.evaluated)
+        return self._tell(job, Restart(s.step, COMPILE_BUDGET, s.lr_scale, needed.compiles))
+
     def _tell(self, job: Job, event: Event) -> Event:
         """Write an event down and hand it to the callbacks."""
         job.log.write(event)
         job.events.append(event)
+        return self._hand_out(event)
+
+    def _hand_out(self, event: Event) -> Event:
         for callback in self.callbacks:
             callback(event)
         return event
@@ -293,8 +315,10 @@ class Trainer:
         if result is None:
             return
         loss, tokens, batches = result
+        prompt, text = heldout.sample(
+            job.session, self.model, job.held_out.examples[0]
+        )  # may need a restart: count nothing yet
         yield self._tell(job, Eval(s.step, loss, tokens, batches, best=s.evaluated_to(loss)))
-        prompt, text = heldout.sample(job.session, self.model, job.held_out.examples[0])
         yield self._tell(job, Sample(s.step, prompt, text))
 
     def _save(self, job: Job) -> Event:

@@ -423,6 +423,7 @@ static BOOL take_load_failure(void) {
     (void)qos, (void)options;
     NSString *domain = @"com.apple.appleneuralengine";
     if (take_load_failure()) return refuse(error, domain, 5, @"programLoadNewInstance failed", "simulated");
+    if (sim_get("no_donor") && !url && !compiled) return refuse(error, domain, 10, @"verifyBundleAtPath: invalid model", NULL);
     NSData *index = [NSData dataWithContentsOfFile:[self file:@"net.plist"]],
            *data = [NSData dataWithContentsOfFile:[self file:@"data"]];
     if (sim_get("program_limit") && [data length] > (NSUInteger)sim_get("program_limit") << 20)

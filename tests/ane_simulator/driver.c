@@ -61,6 +61,17 @@ static int gives_back(const loaded *l) {
     return nf_ane_surface_unlock(l->out, 1) == NF_OK && right;
 }
 
+/* A program like `donor` with a weight file of its own, which nothing reads. */
+static void give(const nf_ane_program *donor) {
+    const nf_ane_blob blob = {"@model_path/weights/w.bin", "8 bytes.", 8};
+    nf_ane_program *p;
+    expect(nf_ane_program_load_by_donor(&p, donor, BODY("relu"), strlen(BODY("relu")), &blob, 1) == NF_OK, "donor");
+    expect(p && nf_ane_program_origin(p) == NF_ANE_CACHED, "not compiled");
+    nf_ane_program_free(p);
+    expect(nf_ane_program_load_by_donor(&p, donor, BODY("relu"), strlen(BODY("relu")), NULL, 0) == NF_ERR_ARGUMENT && !p,
+           "no file");
+}
+
 static void cycle(const char *framework, const char *cache) {
     loaded l;
     nf_ane_surface *small = NULL;
@@ -74,6 +85,7 @@ static void cycle(const char *framework, const char *cache) {
     set("throw", 1);
     expect(nf_ane_request_run(l.request, 5.0) == NF_ERR_DEVICE, "exception");
     set("throw", 0);
+    give(l.program);
     unload(&l);
     expect(load(&l, framework, cache, BODY("frob")) == NF_ERR_DEVICE, "a program that does not compile");
     unload(&l);

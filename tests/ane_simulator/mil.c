@@ -482,6 +482,7 @@ sim_program *sim_read(const char *text, size_t size, const sim_file *files, int 
     }
     expect(&r, '}');
     if (!*p->error && p->n_functions == 0) fail(&r, "no function");
+    if (!*p->error && p->n_functions > 1 && sim_get("one_procedure")) fail(&r, "more than one function");
     free(copy);
     return p;
 }

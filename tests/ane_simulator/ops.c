@@ -470,6 +470,7 @@ static void run_softmax(sim_function *f, sim_op *op) {
 static int shape_concat(sim_function *f, sim_op *op, sim_type *out, char *error) {
     sim_arg *values = argument(op, "values");
     if (!values || !values->tuple || values->n < 1) REFUSE("wants values=(a, b)");
+    if (sim_get("no_concat")) REFUSE("this chip has none");
     if (integer(f, op, "interleave", 0)) REFUSE("interleave is not known here");
     *out = f->values[values->values[0]].type;
     int axis = axis_of(f, op, out->rank, out->rank);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What can be switched, and what is counted.  Tests reach them through ane_sim_set and ane_sim_get. */
+#define _POSIX_C_SOURCE 200809L /* strtok_r */
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "mil.h"
@@ -20,8 +22,11 @@ static entry entries[] = {
     {"conv_limit", 31999, 31999},  /* input channels of conv: 32000 were refused */
     {"old_chip", 0, 0},            /* 1: takes program(1.0) only */
     {"program_limit", 0, 0},       /* megabytes of weights that load; 0: any */
+    {"no_concat", 0, 0},           /* 1: concat is refused */
+    {"one_procedure", 0, 0},       /* 1: so is a second func */
     /* the driver */
     {"load_failures", 0, 0},       /* that many loads fail */
+    {"no_donor", 0, 0},            /* 1: loads only what this model, or the cache, compiled */
     {"wedge", 0, 0},               /* 1: evaluations wait until it is 0 again */
     {"throw", 0, 0},               /* 1: evaluations throw */
     {"strict_order", 0, 0},        /* 1: surfaces must come in the order of their symbols */
@@ -72,6 +77,20 @@ void ane_sim_reset(void) {
     for (size_t i = 0; i < sizeof entries / sizeof *entries; i++)
         if (strncmp(entries[i].name, "living_", 7) != 0) entries[i].value = entries[i].initial;
     pthread_mutex_unlock(&mutex);
+}
+
+/* ANE_SIMULATOR="budget=2 no_cache=1" in the environment: switches of a process that a test starts. */
+__attribute__((constructor)) static void from_environment(void) {
+    char text[256], *rest = NULL;
+    const char *given = getenv("ANE_SIMULATOR");
+    if (!given || strlen(given) >= sizeof text) return;
+    strcpy(text, given);
+    for (char *word = strtok_r(text, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
+        char *equals = strchr(word, '=');
+        if (!equals) continue;
+        *equals = 0;
+        ane_sim_set(word, atoi(equals + 1));
+    }
 }
 
 int sim_get(const char *name) { return ane_sim_get(name); }

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy.typing as npt
 
 from .. import _core
 from ..ane_engine import Engine, HalfArray
-from ..ane_programs import ROW, Job
+from ..ane_programs import ROW, Job, banks
 from ..config import LoraConfig, ModelConfig, tensor_shapes
-from ..errors import BackendError, ConfigError, ModelError
+from ..errors import BackendError, ConfigError, ModelError, RestartNeeded
+from ..files import make_folder
 from ..lora import lora_shapes
 from ..models import inverse_frequencies
 from ..weights import F32Array, ParamSet, Tensor, Weights
@@ -29,8 +31,10 @@ from .cpu import full_params
 name = "ane"
 DTYPES = ("fp16", "int8")
 EMBEDDING = "model.embed_tokens.weight"
-# a library with the private classes instead of the system's
-FRAMEWORK = "NEURALFORGE_ANE_FRAMEWORK"
+# In the environment: a library with the private classes instead of the system's; a folder in which compiled programs are kept;
+# compiles of a process and procedures of a program, where a machine allows fewer than reported.
+FRAMEWORK, CACHE = "NEURALFORGE_ANE_FRAMEWORK", "NEURALFORGE_ANE_CACHE"
+COMPILES, PROCEDURES = "NEURALFORGE_ANE_COMPILES", "NEURALFORGE_ANE_PROCEDURES"
 # what gradients are multiplied by inside: keeps small ones above the denormal numbers of fp16. Every micro-step begins with it
 # and halves it until nothing overflows, so that a step does not depend on those before it.
 LOSS_SCALE, LEAST_SCALE = 256.0, 2.0**-12
@@ -63,6 +67,27 @@ def device(*, cache: str | None = None) -> _core.AneDevice:
 def dialect_of(device: _core.AneDevice) -> str:
     """The dialect of MIL that the chip is reported to take."""
     return "ios16" if device.info()["subtype"].startswith(OLD_CHIPS) else "ios18"
+
+
+def limits() -> dict[str, int]:
+    """What the environment says of the machine, in the place of `_core.MIL_LIMITS`."""
+    found = {}
+    for key, name in (("compiles", COMPILES), ("procedures", PROCEDURES)):
+        text = os.environ.get(name, "")
+        if text and not (text.isdecimal() and int(text)):
+            raise ConfigError(f"{name}={text!r} in the environment: must be a whole number of 1 or more")
+        if text:
+            found[key] = int(text)
+    return found
+
+
+def cache_folder(programs: int) -> str | None:
+    """Where compiled programs are kept: in a folder that is named, else in the user's own when a process cannot compile all."""
+    named = os.environ.get(CACHE)
+    if not named and programs <= (_core.MIL_LIMITS | limits())["compiles"]:
+        return None
+    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return str(make_folder(named or caches / "neuralforge" / "ane"))
 
 
 def resolve_dtype(dtype: str, weights: Weights) -> str:
@@ -132,9 +157,12 @@ class AneSession:
         self.config, self.weights = config, weights
         self.rounded: npt.NDArray[np.uint16] | None = None
         self._train = train
-        self._device: _core.AneDevice | None = device()
+        self._limits = limits()
+        found = device()
         mode: Literal["lora", "full", "generate"] = "full" if train == "full" else "lora" if lora else "generate"
-        self._job = Job(config, mode, _rounded(max_tokens), lora, dialect=dialect_of(self._device), form=dtype)
+        self._job = Job(config, mode, _rounded(max_tokens), lora, dialect=dialect_of(found), form=dtype)
+        folder = cache_folder(len(banks(self._job, self._limits)))
+        self._device: _core.AneDevice | None = device(cache=folder) if folder else found
         self._check_lengths(self._job.seq)
         if train == "full":
             self.params = full_params(config)
@@ -146,7 +174,7 @@ class AneSession:
         self.grads = None if train == "none" else self.params.like()
         self._step_grads = None if train == "none" else self.params.like()
         self._embedding: HalfArray = _checked(weights[EMBEDDING]).astype(np.float16)
-        self._engines = [Engine(self._device, self._job, weights, training=train != "none")]
+        self._engines = [Engine(self._device, self._job, weights, training=train != "none", limits=self._limits)]
         self.loss_scale = LOSS_SCALE  # of the last micro-step
         self.update(self.params)
 
@@ -162,6 +190,9 @@ class AneSession:
     def loss_and_grads(self, batch: MicroBatch, *, seed: int = 0, fresh: bool = False) -> tuple[float, int]:
         if self.grads is None or self._step_grads is None:
             raise BackendError("this session was opened for inference, without gradients")
+        for longer in self._engines[1:]:  # a sample's: their weights are a second copy
+            longer.close()
+        del self._engines[1:]
         engine = self._forward(batch)
         places = np.flatnonzero(batch.targets >= 0)
         loss, d_logits = loss_of_logits(engine.logits(places), batch.targets[places])
@@ -226,9 +257,15 @@ class AneSession:
         while seq < length:
             seq *= 2
         self._check_lengths(seq)
-        self._engines.append(Engine(self._device, dataclasses.replace(self._job, seq=seq), self.weights, training=False))
-        self._engines[-1].write(self.params)
-        return self._engines[-1]
+        job = dataclasses.replace(self._job, seq=seq)
+        try:
+            made = Engine(self._device, job, self.weights, training=False, limits=self._limits)
+        except RestartNeeded as needed:
+            needed.opened += sum(engine.programs for engine in self._engines)
+            raise
+        self._engines.append(made)
+        made.write(self.params)
+        return made
 
     # --- generation
 

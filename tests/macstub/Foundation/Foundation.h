@@ -31,6 +31,7 @@ enum { NSNotFound = NSIntegerMax };
 
 NS_STUB(NSString, NSObject) <NSCopying>
 + (instancetype)stringWithUTF8String:(const char *)bytes;
+- (NSString *)stringByAppendingPathComponent:(NSString *)component;
 @property(readonly) NSUInteger length;
 @property(readonly) const char *UTF8String;
 @property(readonly) const char *fileSystemRepresentation;
@@ -50,6 +51,9 @@ NS_STUB(NSNumber, NSObject) <NSCopying>
 @end
 
 NS_STUB(NSData, NSObject)
+@property(readonly) NSUInteger length;
+@property(readonly) const void *bytes;
++ (instancetype)dataWithContentsOfFile:(NSString *)path;
 + (instancetype)dataWithBytesNoCopy:(void *)bytes length:(NSUInteger)length freeWhenDone:(BOOL)freeWhenDone;
 @end
 
