@@ -5,6 +5,7 @@
 #include <string.h>
 
 enum { BQ = 96, BK = 256 }; /* a tile of scores is 96 KiB: it stays in the second-level cache with its keys */
+enum { GROUP = 12 };        /* rows of it that go through all steps between two products while they are in the first level */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -14,6 +15,7 @@ typedef struct room {
     nf_operand p;                      /* (BQ, BK): probabilities, then the scores' gradient */
     float *scores, *d_scores;          /* (BQ, BK) */
     float *o;                          /* (BQ, d) */
+    float *wide_q_t, *wide_d_out_t;    /* (d, BQ): float32 is transposed here */
     float *dk_t, *dv_t;                /* (d, BK) */
     float *m, *l, *correction;         /* (BQ,); in the backward pass m is delta and l the log-sum-exp */
     void *products;
@@ -44,8 +46,8 @@ static int64_t furnish(room *r, void *memory, int64_t d) {
     r->o = take_floats(&p, BQ * d), r->dk_t = take_floats(&p, d * BK), r->dv_t = take_floats(&p, d * BK);
     r->m = take_floats(&p, BQ), r->l = take_floats(&p, BQ), r->correction = take_floats(&p, BQ);
     r->q = take_operand(&p, NULL, BQ, d), r->d_out = take_operand(&p, NULL, BQ, d);
-    r->q_t = take_operand(&p, take_floats(&p, d * BQ), d, BQ);
-    r->d_out_t = take_operand(&p, take_floats(&p, d * BQ), d, BQ);
+    r->wide_q_t = take_floats(&p, d * BQ), r->wide_d_out_t = take_floats(&p, d * BQ);
+    r->q_t = take_operand(&p, r->wide_q_t, d, BQ), r->d_out_t = take_operand(&p, r->wide_d_out_t, d, BQ);
     r->p = take_operand(&p, r->scores, BQ, BK);
     r->products = take(&p, nf_linear_scratch(d > BK ? d : BK, 0));
     return p.used;
@@ -102,12 +104,16 @@ static void forward_tile(void *context, int64_t index, int worker) {
     for (int64_t k0 = 0; k0 < before + rows; k0 += BK) {
         int64_t cols = min64(BK, before + rows - k0);
         nf_linear_tile(&keys, r.scores, BK, &r.q, 0, rows, k0, k0 + cols, NULL, r.products);
-        j->kernels->softmax_block(r.scores, BK, rows, cols, a->scale, before - k0 + 1, 1, r.m, r.l, r.correction);
+        r.p.width = cols;
+        for (int64_t t = 0; t < rows; t += GROUP) {
+            int64_t n = min64(GROUP, rows - t);
+            j->kernels->softmax_block(r.scores + t * BK, BK, n, cols, a->scale, before + t - k0 + 1, 1, r.m + t, r.l + t,
+                                      r.correction + t);
+            nf_linear_prepare(&values, &r.p, t, n);
+        }
         if (k0 > 0)
             for (int64_t t = 0; t < rows; t++) j->kernels->scale(r.o + t * d, r.correction[t], d);
         nf_addend so_far = {.start = k0 > 0 ? r.o : NULL, .ld = d};
-        r.p.width = cols;
-        nf_linear_prepare(&values, &r.p, 0, rows);
         nf_linear_tile_input(&values, r.o, d, &r.p, 0, rows, k0, 0, d, &so_far, r.products);
     }
     for (int64_t t = 0; t < rows; t++) {
@@ -128,6 +134,19 @@ void nf_attention_forward(nf_pool *pool, const nf_kernels *kernels, const nf_att
 
 /* -------- backward -------- */
 
+/* x, `rows` rows of d values ld apart, transposed as an operand. */
+static void load_transposed(const job *j, nf_operand *x_t, float *room, const nf_linear *keys, const float *x, int64_t ld,
+                            int64_t rows) {
+    int64_t d = j->a->d;
+    if (keys->narrow) {
+        x_t->x = x, x_t->ld = ld;
+        nf_linear_prepare_transposed(keys, x_t, rows, 0, d);
+    } else {
+        j->kernels->transpose(room, BQ, x, ld, rows, d);
+    }
+    x_t->width = rows;
+}
+
 /* A tile of queries of one head: rows and their transposes, delta = sum(d_out * out) and the log-sum-exp of each row. */
 static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t at, int64_t rows, int64_t h) {
     const nf_attention *a = j->a;
@@ -137,20 +156,10 @@ static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t a
         r->m[t] = j->kernels->dot(r->d_out.x + t * H, j->fixed_out + (at + t) * H + h * d, d);
         r->l[t] = j->fixed_lse[(at + t) * a->heads + h];
     }
-    j->kernels->transpose((float *)r->q_t.x, BQ, r->q.x, H, rows, d);
-    j->kernels->transpose((float *)r->d_out_t.x, BQ, r->d_out.x, H, rows, d);
-    r->q_t.width = r->d_out_t.width = rows;
+    load_transposed(j, &r->q_t, r->wide_q_t, keys, r->q.x, H, rows);
+    load_transposed(j, &r->d_out_t, r->wide_d_out_t, keys, r->d_out.x, H, rows);
     nf_linear_prepare(keys, &r->q, 0, rows);
     nf_linear_prepare(keys, &r->d_out, 0, rows);
-    nf_linear_prepare(keys, &r->q_t, 0, d);
-    nf_linear_prepare(keys, &r->d_out_t, 0, d);
-}
-
-/* Prepare x (rows, cols) as an operand, and give the same rows as a weight. */
-static nf_linear as_weight(room *r, const nf_linear *like, float *x, int64_t rows, int64_t cols) {
-    r->p.x = x, r->p.width = cols;
-    nf_linear_prepare(like, &r->p, 0, rows);
-    return nf_linear_of_operand(like, &r->p, rows);
 }
 
 /* The queries [row, row+rows) of head h and the keys [k0, k0+cols): their share of d_q, of dk_t and of dv_t. */
@@ -161,13 +170,23 @@ static void backward_tile(const job *j, room *r, const nf_linear *keys, const nf
     float *d_q = j->d_q + at * H + h * d;
     load_queries(j, r, keys, at, rows, h);
     nf_linear_tile(keys, r->scores, BK, &r->q, 0, rows, k0, k0 + cols, NULL, r->products);
-    j->kernels->softmax_again(r->scores, BK, rows, cols, a->scale, row - k0 + 1, 1, r->l);
-    nf_linear p = as_weight(r, keys, r->scores, rows, cols);
+    r->p.x = r->scores, r->p.width = cols;
+    for (int64_t t = 0; t < rows; t += GROUP) {
+        int64_t n = min64(GROUP, rows - t);
+        j->kernels->softmax_again(r->scores + t * BK, BK, n, cols, a->scale, row + t - k0 + 1, 1, r->l + t);
+        nf_linear_prepare(keys, &r->p, t, n);
+    }
+    nf_linear p = nf_linear_of_operand(keys, &r->p, rows);
     nf_addend dv_t = {.start = r->dv_t, .ld = BK}, dk_t = {.start = r->dk_t, .ld = BK};
     nf_linear_tile_input(&p, r->dv_t, BK, &r->d_out_t, 0, d, 0, 0, cols, &dv_t, r->products);
     nf_linear_tile(values, r->d_scores, BK, &r->d_out, 0, rows, k0, k0 + cols, NULL, r->products);
-    j->kernels->softmax_backward(r->d_scores, r->scores, BK, rows, cols, a->scale, r->m);
-    nf_linear ds = as_weight(r, keys, r->d_scores, rows, cols);
+    r->p.x = r->d_scores;
+    for (int64_t t = 0; t < rows; t += GROUP) {
+        int64_t n = min64(GROUP, rows - t), at_t = t * BK;
+        j->kernels->softmax_backward(r->d_scores + at_t, r->scores + at_t, BK, n, cols, a->scale, r->m + t);
+        nf_linear_prepare(keys, &r->p, t, n);
+    }
+    nf_linear ds = nf_linear_of_operand(keys, &r->p, rows);
     nf_linear_tile_input(&ds, r->dk_t, BK, &r->q_t, 0, d, 0, 0, cols, &dk_t, r->products);
     nf_addend so_far = {.start = k0 > 0 ? d_q : NULL, .ld = H};
     nf_linear_tile_input(keys, d_q, H, &r->p, 0, rows, k0, 0, d, &so_far, r->products);

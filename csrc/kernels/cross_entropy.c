@@ -23,6 +23,10 @@ static int64_t stripes_of(int64_t n, int64_t V) {
     return wanted < 1 ? 1 : min64(wanted, chunks);
 }
 
+/* With a trained head: chunks of the vocabulary whose logits are kept for the gradients, in half of the room that the head's
+   gradient takes; those of the other chunks are computed twice. */
+static int64_t kept_of(int64_t n, int64_t D, int64_t V) { return min64(tiles_of(V, CHUNK), V * D / 2 / (n * CHUNK)); }
+
 static int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -46,7 +50,11 @@ typedef struct job {
     float *part_x;                             /* (stripes, n, D): sum over the stripe of exp(logit - m) * W[v] */
     float *m, *l;                              /* (stripes, n): running maximum and sum */
     float *target;                             /* (n,): the logit of the target */
+    int64_t kept;                              /* chunks */
+    float *tiles, *marks;                      /* (kept, n, CHUNK): exp(logit - mark); (kept, n) */
 } job;
+
+static float *kept_tile(const job *j, int64_t chunk, int64_t row) { return j->tiles + (chunk * j->n + row) * CHUNK; }
 
 static void stripe_forward(void *context, int64_t index, int worker) {
     const job *j = context;
@@ -54,23 +62,25 @@ static void stripe_forward(void *context, int64_t index, int worker) {
     int64_t D = head->in, V = head->out, per = tiles_of(tiles_of(V, CHUNK), j->stripes) * CHUNK;
     int64_t stripe = index % j->stripes, row = index / j->stripes * ROWS, rows = min64(ROWS, j->n - row);
     float *m = j->m + stripe * j->n + row, *l = j->l + stripe * j->n + row;
-    float *acc = j->part_x ? j->part_x + (stripe * j->n + row) * D : NULL, *logits = j->logits + (int64_t)worker * ROWS * CHUNK;
+    float *acc = j->part_x ? j->part_x + (stripe * j->n + row) * D : NULL, *room = j->logits + (int64_t)worker * ROWS * CHUNK;
     float correction[ROWS];
     char *memory = j->workers + worker * worker_bytes(D, j->n);
     nf_operand x = nf_operand_in(memory, j->x + row * D, D, ROWS, D);
-    nf_operand p = nf_operand_in(memory + align(nf_operand_bytes(ROWS, D)), logits, CHUNK, ROWS, CHUNK);
+    nf_operand p = nf_operand_in(memory + align(nf_operand_bytes(ROWS, D)), room, CHUNK, ROWS, CHUNK);
     void *scratch = memory + align(nf_operand_bytes(ROWS, D)) + align(nf_operand_bytes(ROWS, CHUNK));
     nf_linear_prepare(head, &x, 0, rows);
     for (int64_t t = 0; t < rows; t++) m[t] = -INFINITY, l[t] = 0.0f;
     if (acc) memset(acc, 0, (size_t)(rows * D) * sizeof *acc);
     for (int64_t v = stripe * per, end = min64(V, v + per); v < end; v += CHUNK) {
-        int64_t cols = min64(CHUNK, end - v);
+        int64_t cols = min64(CHUNK, end - v), chunk = v / CHUNK;
+        float *logits = chunk < j->kept ? kept_tile(j, chunk, row) : room;
         nf_linear_tile(head, logits, CHUNK, &x, 0, rows, v, v + cols, NULL, scratch);
         for (int64_t t = 0; t < rows; t++) {
             int64_t target = j->targets[row + t] - v;
             if (target >= 0 && target < cols) j->target[row + t] = logits[t * CHUNK + target];
         }
         j->kernels->softmax_block(logits, CHUNK, rows, cols, 1.0f, cols, 0, m, l, correction);
+        if (chunk < j->kept) memcpy(j->marks + chunk * j->n + row, m, (size_t)rows * sizeof *m);
         if (!acc) continue;
         for (int64_t t = 0; t < rows; t++)
             if (correction[t] != 1.0f) j->kernels->scale(acc + t * D, correction[t], D);
@@ -116,12 +126,25 @@ static void prepare_inputs(void *context, int64_t index, int worker) {
     nf_linear_prepare(j->head, &x, row, min64(ROWS, j->n - row));
 }
 
+/* p, rows BLOCK apart, from what was kept. */
+static void kept_probabilities(const job *j, float *p, int64_t chunk, int64_t row, int64_t rows, int64_t cols) {
+    const float *kept = kept_tile(j, chunk, row), *mark = j->marks + chunk * j->n + row;
+    for (int64_t t = 0; t < rows; t++) {
+        memcpy(p + t * BLOCK, kept + t * CHUNK, (size_t)cols * sizeof *p);
+        j->kernels->scale(p + t * BLOCK, expf(mark[t] - j->m[row + t]) / j->l[row + t], cols);
+    }
+}
+
 /* One tile of the softmax for the current block. */
 static void block_probabilities(void *context, int64_t index, int worker) {
     const job *j = context;
     int64_t chunks = tiles_of(j->block_size, CHUNK), row = index / chunks * ROWS, rows = min64(ROWS, j->n - row);
     int64_t col = index % chunks * CHUNK, cols = min64(CHUNK, j->block_size - col), v = j->block + col;
     float *p = j->logits + row * BLOCK + col;
+    if (v / CHUNK < j->kept) {
+        kept_probabilities(j, p, v / CHUNK, row, rows, cols);
+        return;
+    }
     nf_operand x = inputs_of(j);
     nf_linear_tile(j->head, p, BLOCK, &x, row, rows, v, v + cols, NULL, j->workers + worker * worker_bytes(j->head->in, j->n));
     j->kernels->softmax_again(p, BLOCK, rows, cols, 1.0f, cols, 0, j->m + row);
@@ -175,6 +198,7 @@ int64_t nf_cross_entropy_scratch(int64_t n, int64_t D, int64_t V, int workers, i
     }
     int64_t logits = trained ? n * BLOCK : 0, tile = (int64_t)workers * ROWS * CHUNK;
     int64_t bytes = workers * worker_bytes(D, n) + (trained ? trained_bytes(n, D) : 0) + 64;
+    if (trained) most += min64(V * D / 2, tiles_of(V, CHUNK) * n * CHUNK) + tiles_of(V, CHUNK) * n; /* what is kept */
     return most + n + D + max64(logits, tile) + bytes / (int64_t)sizeof(float);
 }
 
@@ -187,6 +211,10 @@ void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear 
     j.m = scratch, j.l = j.m + stripes * n, j.target = j.l + stripes * n;
     float *row = j.target + n;
     j.logits = row + D;
+    if (d_w) {
+        j.kept = kept_of(n, D, head->out);
+        j.tiles = j.logits, j.marks = j.tiles + j.kept * n * CHUNK, j.logits = j.marks + j.kept * n;
+    }
     if (d_x && !d_w) j.part_x = j.logits, j.logits += stripes * n * D;
     int64_t logits = d_w ? n * BLOCK : 0, tile = (int64_t)nf_pool_threads(pool) * ROWS * CHUNK;
     j.workers = (char *)(((uintptr_t)(j.logits + max64(logits, tile)) + 63) / 64 * 64);

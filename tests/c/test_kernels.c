@@ -272,7 +272,37 @@ static void entropy_shape(nf_isa isa, int64_t n, int64_t D, int64_t V, int head_
     free(w), free(x), free(losses), free(d_x), free(d_w), free(scratch), free(targets), free(fx), free(c.w), free(c.x);
 }
 
+/* Rows of which a trained head keeps some logits and computes others again, beside the sums written out. */
+static void entropy_kept(nf_isa isa, int64_t n, int64_t D, int64_t V) {
+    float *w = new_floats(V * D, 18), *x = new_floats(n * D, 19), *losses = new_floats(n, 0), *d_x = new_floats(n * D, 0);
+    float *d_w = new_floats(V * D, 0), *scratch = new_floats(nf_cross_entropy_scratch(n, D, V, 2, 1), 0);
+    double *e_x = calloc((size_t)(n * D), sizeof *e_x), *e_w = calloc((size_t)(V * D), sizeof *e_w);
+    double *p = malloc((size_t)V * sizeof *p);
+    int32_t *targets = malloc((size_t)n * sizeof *targets);
+    for (int64_t i = 0; i < n * D; i++) x[i] *= 0.1f; /* logits of about 1, as of the narrow shapes: their rounding counts */
+    for (int64_t t = 0; t < n; t++) {
+        double total = 0.0;
+        targets[t] = (int32_t)(t * 7919 % V);
+        for (int64_t v = 0; v < V; v++) {
+            p[v] = 0.0;
+            for (int64_t i = 0; i < D; i++) p[v] += (double)w[v * D + i] * (double)x[t * D + i];
+            total += p[v] = exp(p[v]);
+        }
+        for (int64_t v = 0; v < V; v++)
+            for (int64_t i = 0; i < D; i++) {
+                double d = p[v] / total - (v == targets[t]);
+                e_x[t * D + i] += d * (double)w[v * D + i], e_w[v * D + i] += d * (double)x[t * D + i];
+            }
+    }
+    nf_linear head = nf_linear_of(NF_LINEAR_F32, V, D, w, NULL);
+    nf_cross_entropy(pool, kernels, &head, x, targets, n, losses, d_x, d_w, 0, scratch);
+    check_close(named("cross-entropy d_x, some logits kept", isa), d_x, e_x, n * D, LIMIT);
+    check_close(named("cross-entropy d_w, some logits kept", isa), d_w, e_w, V * D, LIMIT);
+    free(w), free(x), free(losses), free(d_x), free(d_w), free(scratch), free(e_x), free(e_w), free(p), free(targets);
+}
+
 static void test_cross_entropy(nf_isa isa) {
+    entropy_kept(isa, 130, 256, 700); /* one of two chunks */
     entropy_shape(isa, 3, 5, 40, 1);
     entropy_shape(isa, 5, 6, 700, 1);   /* two chunks of the vocabulary */
     entropy_shape(isa, 2, 4, 9000, 0);  /* stripes, and more than one block of a trained head */
