@@ -5,7 +5,6 @@
 #include <string.h>
 
 enum { BQ = 96, BK = 256 }; /* a tile of scores is 96 KiB: it stays in the second-level cache with its keys */
-enum { GROUP = 12 };        /* rows of it that go through all steps between two products while they are in the first level */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -104,16 +103,12 @@ static void forward_tile(void *context, int64_t index, int worker) {
     for (int64_t k0 = 0; k0 < before + rows; k0 += BK) {
         int64_t cols = min64(BK, before + rows - k0);
         nf_linear_tile(&keys, r.scores, BK, &r.q, 0, rows, k0, k0 + cols, NULL, r.products);
-        r.p.width = cols;
-        for (int64_t t = 0; t < rows; t += GROUP) {
-            int64_t n = min64(GROUP, rows - t);
-            j->kernels->softmax_block(r.scores + t * BK, BK, n, cols, a->scale, before + t - k0 + 1, 1, r.m + t, r.l + t,
-                                      r.correction + t);
-            nf_linear_prepare(&values, &r.p, t, n);
-        }
+        j->kernels->softmax_block(r.scores, BK, rows, cols, a->scale, before - k0 + 1, 1, r.m, r.l, r.correction);
         if (k0 > 0)
             for (int64_t t = 0; t < rows; t++) j->kernels->scale(r.o + t * d, r.correction[t], d);
         nf_addend so_far = {.start = k0 > 0 ? r.o : NULL, .ld = d};
+        r.p.width = cols;
+        nf_linear_prepare(&values, &r.p, 0, rows);
         nf_linear_tile_input(&values, r.o, d, &r.p, 0, rows, k0, 0, d, &so_far, r.products);
     }
     for (int64_t t = 0; t < rows; t++) {
@@ -162,6 +157,13 @@ static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t a
     nf_linear_prepare(keys, &r->d_out, 0, rows);
 }
 
+/* Prepare x (rows, cols) as an operand, and give the same rows as a weight. */
+static nf_linear as_weight(room *r, const nf_linear *like, float *x, int64_t rows, int64_t cols) {
+    r->p.x = x, r->p.width = cols;
+    nf_linear_prepare(like, &r->p, 0, rows);
+    return nf_linear_of_operand(like, &r->p, rows);
+}
+
 /* The queries [row, row+rows) of head h and the keys [k0, k0+cols): their share of d_q, of dk_t and of dv_t. */
 static void backward_tile(const job *j, room *r, const nf_linear *keys, const nf_linear *values, const nf_span *span,
                           int64_t row, int64_t rows, int64_t h, int64_t k0) {
@@ -170,23 +172,13 @@ static void backward_tile(const job *j, room *r, const nf_linear *keys, const nf
     float *d_q = j->d_q + at * H + h * d;
     load_queries(j, r, keys, at, rows, h);
     nf_linear_tile(keys, r->scores, BK, &r->q, 0, rows, k0, k0 + cols, NULL, r->products);
-    r->p.x = r->scores, r->p.width = cols;
-    for (int64_t t = 0; t < rows; t += GROUP) {
-        int64_t n = min64(GROUP, rows - t);
-        j->kernels->softmax_again(r->scores + t * BK, BK, n, cols, a->scale, row + t - k0 + 1, 1, r->l + t);
-        nf_linear_prepare(keys, &r->p, t, n);
-    }
-    nf_linear p = nf_linear_of_operand(keys, &r->p, rows);
+    j->kernels->softmax_again(r->scores, BK, rows, cols, a->scale, row - k0 + 1, 1, r->l);
+    nf_linear p = as_weight(r, keys, r->scores, rows, cols);
     nf_addend dv_t = {.start = r->dv_t, .ld = BK}, dk_t = {.start = r->dk_t, .ld = BK};
     nf_linear_tile_input(&p, r->dv_t, BK, &r->d_out_t, 0, d, 0, 0, cols, &dv_t, r->products);
     nf_linear_tile(values, r->d_scores, BK, &r->d_out, 0, rows, k0, k0 + cols, NULL, r->products);
-    r->p.x = r->d_scores;
-    for (int64_t t = 0; t < rows; t += GROUP) {
-        int64_t n = min64(GROUP, rows - t), at_t = t * BK;
-        j->kernels->softmax_backward(r->d_scores + at_t, r->scores + at_t, BK, n, cols, a->scale, r->m + t);
-        nf_linear_prepare(keys, &r->p, t, n);
-    }
-    nf_linear ds = nf_linear_of_operand(keys, &r->p, rows);
+    j->kernels->softmax_backward(r->d_scores, r->scores, BK, rows, cols, a->scale, r->m);
+    nf_linear ds = as_weight(r, keys, r->d_scores, rows, cols);
     nf_linear_tile_input(&ds, r->dk_t, BK, &r->q_t, 0, d, 0, 0, cols, &dk_t, r->products);
     nf_addend so_far = {.start = k0 > 0 ? d_q : NULL, .ld = H};
     nf_linear_tile_input(keys, d_q, H, &r->p, 0, rows, k0, 0, d, &so_far, r->products);
