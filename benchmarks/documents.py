@@ -4,10 +4,10 @@
     python benchmarks/documents.py [--shape stories110m] [--rows 8] [--batch 8] [--dtype bf16 int8] [--rounds 3] [--threads N]
 
 Lengths are uniform from 32 to 512 tokens: each batch has the mean lengths of as many draws, in random order, so that a few
-rows are padded as many are (1.69 places for each token in batches of 8). PyTorch gets batches of --batch
-rows padded to their longest, in the order of the data, and where there are several once more sorted by length, which pads
-least (and changes what a batch holds). Ours packs whole rows into bins of 512 tokens, half as many bins as rows to a step, so
-that both make their steps from about as many tokens.
+rows are padded as many are (1.69 places for each token in batches of 8). PyTorch gets batches of --batch rows padded to their
+longest, in the order of the data, and where there are several once more sorted by length, which pads least (and changes what a
+batch holds). Ours packs whole rows into bins of 512 tokens, half as many bins as rows to a step, so that both make their steps
+from about as many tokens.
 """
 
 from __future__ import annotations
