@@ -14,6 +14,7 @@ typedef struct room {
     nf_operand p;                      /* (BQ, BK): probabilities, then the scores' gradient */
     float *scores, *d_scores;          /* (BQ, BK) */
     float *o;                          /* (BQ, d) */
+    float *wide_q_t, *wide_d_out_t;    /* (d, BQ): float32 is transposed here */
     float *dk_t, *dv_t;                /* (d, BK) */
     float *m, *l, *correction;         /* (BQ,); in the backward pass m is delta and l the log-sum-exp */
     void *products;
@@ -44,8 +45,8 @@ static int64_t furnish(room *r, void *memory, int64_t d) {
     r->o = take_floats(&p, BQ * d), r->dk_t = take_floats(&p, d * BK), r->dv_t = take_floats(&p, d * BK);
     r->m = take_floats(&p, BQ), r->l = take_floats(&p, BQ), r->correction = take_floats(&p, BQ);
     r->q = take_operand(&p, NULL, BQ, d), r->d_out = take_operand(&p, NULL, BQ, d);
-    r->q_t = take_operand(&p, take_floats(&p, d * BQ), d, BQ);
-    r->d_out_t = take_operand(&p, take_floats(&p, d * BQ), d, BQ);
+    r->wide_q_t = take_floats(&p, d * BQ), r->wide_d_out_t = take_floats(&p, d * BQ);
+    r->q_t = take_operand(&p, r->wide_q_t, d, BQ), r->d_out_t = take_operand(&p, r->wide_d_out_t, d, BQ);
     r->p = take_operand(&p, r->scores, BQ, BK);
     r->products = take(&p, nf_linear_scratch(d > BK ? d : BK, 0));
     return p.used;
@@ -128,6 +129,19 @@ void nf_attention_forward(nf_pool *pool, const nf_kernels *kernels, const nf_att
 
 /* -------- backward -------- */
 
+/* x, `rows` rows of d values ld apart, transposed as an operand. */
+static void load_transposed(const job *j, nf_operand *x_t, float *room, const nf_linear *keys, const float *x, int64_t ld,
+                            int64_t rows) {
+    int64_t d = j->a->d;
+    if (keys->narrow) {
+        x_t->x = x, x_t->ld = ld;
+        nf_linear_prepare_transposed(keys, x_t, rows, 0, d);
+    } else {
+        j->kernels->transpose(room, BQ, x, ld, rows, d);
+    }
+    x_t->width = rows;
+}
+
 /* A tile of queries of one head: rows and their transposes, delta = sum(d_out * out) and the log-sum-exp of each row. */
 static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t at, int64_t rows, int64_t h) {
     const nf_attention *a = j->a;
@@ -137,13 +151,10 @@ static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t a
         r->m[t] = j->kernels->dot(r->d_out.x + t * H, j->fixed_out + (at + t) * H + h * d, d);
         r->l[t] = j->fixed_lse[(at + t) * a->heads + h];
     }
-    j->kernels->transpose((float *)r->q_t.x, BQ, r->q.x, H, rows, d);
-    j->kernels->transpose((float *)r->d_out_t.x, BQ, r->d_out.x, H, rows, d);
-    r->q_t.width = r->d_out_t.width = rows;
+    load_transposed(j, &r->q_t, r->wide_q_t, keys, r->q.x, H, rows);
+    load_transposed(j, &r->d_out_t, r->wide_d_out_t, keys, r->d_out.x, H, rows);
     nf_linear_prepare(keys, &r->q, 0, rows);
     nf_linear_prepare(keys, &r->d_out, 0, rows);
-    nf_linear_prepare(keys, &r->q_t, 0, d);
-    nf_linear_prepare(keys, &r->d_out_t, 0, d);
 }
 
 /* Prepare x (rows, cols) as an operand, and give the same rows as a weight. */

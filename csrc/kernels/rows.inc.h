@@ -242,32 +242,32 @@ NF_KERNEL void NF_NAME(softmax_backward)(float *dp, const float *p, int64_t ld, 
                  , store_some(dp + i, load_some(p + i, k) * (load_some(dp + i, k) - delta[t]) * scale, k););
 }
 
-/* In blocks of 4 x 4. */
+typedef float NF_NAME(four) __attribute__((vector_size(16)));
+
+/* A block of 4 x 4. */
+NF_INLINE void NF_NAME(transpose_four)(float *to, int64_t ldt, const float *from, int64_t ldf) {
+    NF_NAME(four) a[4], b[4];
+    for (int i = 0; i < 4; i++) memcpy(&a[i], from + i * ldf, sizeof a[i]);
+    for (int i = 0; i < 2; i++) {
+        b[2 * i] = (NF_NAME(four)){a[2 * i][0], a[2 * i + 1][0], a[2 * i][1], a[2 * i + 1][1]};
+        b[2 * i + 1] = (NF_NAME(four)){a[2 * i][2], a[2 * i + 1][2], a[2 * i][3], a[2 * i + 1][3]};
+    }
+    for (int i = 0; i < 2; i++) {
+        a[2 * i] = (NF_NAME(four)){b[i][0], b[i][1], b[i + 2][0], b[i + 2][1]};
+        a[2 * i + 1] = (NF_NAME(four)){b[i][2], b[i][3], b[i + 2][2], b[i + 2][3]};
+    }
+    for (int i = 0; i < 4; i++) memcpy(to + i * ldt, &a[i], sizeof a[i]);
+}
+
+/* Sixteen rows at a time, so that a line of the result is written at once: its lines may share a place in the cache. */
 NF_KERNEL void NF_NAME(transpose)(float *to, int64_t ldt, const float *from, int64_t ldf, int64_t rows, int64_t cols) {
-    typedef float four __attribute__((vector_size(16)));
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4)
-        for (int64_t c = 0; c < cols; c += 4) {
-            int64_t n = cols - c;
-            if (n < 4) {
-                for (int64_t i = 0; i < n; i++)
-                    for (int64_t k = 0; k < 4; k++) to[(c + i) * ldt + r + k] = from[(r + k) * ldf + c + i];
-                continue;
-            }
-            four a[4], b[4];
-            for (int i = 0; i < 4; i++) memcpy(&a[i], from + (r + i) * ldf + c, sizeof a[i]);
-            for (int i = 0; i < 2; i++) {
-                b[2 * i] = (four){a[2 * i][0], a[2 * i + 1][0], a[2 * i][1], a[2 * i + 1][1]};
-                b[2 * i + 1] = (four){a[2 * i][2], a[2 * i + 1][2], a[2 * i][3], a[2 * i + 1][3]};
-            }
-            for (int i = 0; i < 2; i++) {
-                a[2 * i] = (four){b[i][0], b[i][1], b[i + 2][0], b[i + 2][1]};
-                a[2 * i + 1] = (four){b[i][2], b[i][3], b[i + 2][2], b[i + 2][3]};
-            }
-            for (int i = 0; i < 4; i++) memcpy(to + (c + i) * ldt + r, &a[i], sizeof a[i]);
-        }
-    for (; r < rows; r++)
-        for (int64_t c = 0; c < cols; c++) to[c * ldt + r] = from[r * ldf + c];
+    int64_t whole_rows = rows & ~3ll, whole_cols = cols & ~3ll;
+    for (int64_t first = 0; first < whole_rows; first += 16)
+        for (int64_t c = 0; c < whole_cols; c += 4)
+            for (int64_t r = first; r < whole_rows && r < first + 16; r += 4)
+                NF_NAME(transpose_four)(to + c * ldt + r, ldt, from + r * ldf + c, ldf);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = r < whole_rows ? whole_cols : 0; c < cols; c++) to[c * ldt + r] = from[r * ldf + c];
 }
 
 /* Blocks of 4 x 4 dot products; places behind the last row or column are computed from the last one and dropped. */
