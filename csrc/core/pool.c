@@ -49,10 +49,9 @@ struct nf_pool {
 static void take_tasks(nf_pool *pool, int index) {
     for (int k = 0; k < pool->threads; k++) {
         worker *whose = &pool->workers[(index + k) % pool->threads];
-        for (;;) {
+        while (atomic_load(&whose->next) < whose->end) {
             long long i = atomic_fetch_add(&whose->next, 1);
-            if (i >= whose->end) break;
-            pool->task(pool->context, i, index);
+            if (i < whose->end) pool->task(pool->context, i, index);
         }
     }
 }

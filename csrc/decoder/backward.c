@@ -46,8 +46,8 @@ static void norm_backward_rows(void *context, int64_t index, int worker) {
     float *d_gain = j->norm->d_gain ? e->partial + index * D : NULL;
     (void)worker;
     if (d_gain) memset(d_gain, 0, (size_t)D * sizeof *d_gain);
-    e->kernels->rmsnorm_backward(e->x + row * D, D, d_gain, e->d_normed + row * D, D, j->x + row * D, D, j->norm->gain,
-                                 rows, D, e->shape.eps, 1);
+    e->kernels->rmsnorm_backward(e->x + row * D, D, d_gain, e->d_normed + row * D, D, j->x + row * D, D, j->norm->gain, rows, D,
+                                 e->shape.eps, 1);
     if (j->n) gradient_rows(j, row, rows);
 }
 
