@@ -22,7 +22,7 @@
 #include "kernels/narrow.h"
 #include "kernels/rows.h"
 
-enum { TILE_ROWS = 256, TILE_COLS = 384, PREPARE_ROWS = 32 }; /* as decoder/projection.c cuts its products */
+enum { TILE_ROWS = 256, TILE_COLS = 384, PANEL = 32, PREPARE_ROWS = 32 }; /* as decoder/projection.c cuts its products */
 enum { ALIGN = 64, PATTERN = 1 << 16, READ_TILE = 1 << 16 };
 
 static double now(void) {
@@ -87,8 +87,9 @@ static void prepare_task(void *context, int64_t index, int worker) {
 
 static void product_task(void *context, int64_t index, int worker) {
     const product *p = context;
-    int64_t across = tiles(p->cols, TILE_COLS), row = index / across * TILE_ROWS, col = index % across * TILE_COLS;
-    int64_t rows = least(TILE_ROWS, p->rows - row), end = least(p->cols, col + TILE_COLS);
+    int64_t across = tiles(p->cols, TILE_COLS), width = tiles(p->cols, across * PANEL) * PANEL;
+    int64_t row = index / across * TILE_ROWS, col = index % across * width;
+    int64_t rows = least(TILE_ROWS, p->rows - row), end = least(p->cols, col + width);
     float *y = p->y + row * p->cols + col;
     void *scratch = p->scratch + worker * p->scratch_bytes;
     if (p->input)

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -18,8 +19,13 @@
 
 /* Between two loops of one step a worker is needed again within microseconds; sleeping and waking costs more. */
 enum { SPIN = 4000 };
+enum { CACHE_LINE = 64 };
 
+/* A worker has a run of neighbouring tasks, which share memory with each other and, from one loop to the next, with those
+   that it had before; when its run is done it helps with those of the others. */
 typedef struct worker {
+    _Alignas(CACHE_LINE) atomic_llong next; /* first task of the run that nobody has taken */
+    long long end;
     struct nf_pool *pool;
     pthread_t thread;
     int index;
@@ -28,8 +34,6 @@ typedef struct worker {
 struct nf_pool {
     nf_task task;
     void *context;
-    int64_t count;
-    atomic_llong next;   /* first task nobody has taken */
     atomic_ullong round; /* counts loops; a change wakes the workers */
     atomic_int busy;     /* workers that have not finished the current loop */
     atomic_int sleepers; /* workers waiting on `wake` */
@@ -43,10 +47,12 @@ struct nf_pool {
 };
 
 static void take_tasks(nf_pool *pool, int index) {
-    for (;;) {
-        long long i = atomic_fetch_add(&pool->next, 1);
-        if (i >= pool->count) return;
-        pool->task(pool->context, i, index);
+    for (int k = 0; k < pool->threads; k++) {
+        worker *whose = &pool->workers[(index + k) % pool->threads];
+        while (atomic_load(&whose->next) < whose->end) {
+            long long i = atomic_fetch_add(&whose->next, 1);
+            if (i < whose->end) pool->task(pool->context, i, index);
+        }
     }
 }
 
@@ -88,8 +94,10 @@ static void *work(void *argument) {
 nf_status nf_pool_new(nf_pool **out, int threads) {
     *out = NULL;
     if (threads < 1 || threads > 1024) return nf_fail(NF_ERR_ARGUMENT, "threads=%d: must be from 1 to 1024", threads);
-    nf_pool *pool = calloc(1, sizeof *pool + (size_t)threads * sizeof(worker));
+    size_t bytes = sizeof(nf_pool) + (size_t)threads * sizeof(worker);
+    nf_pool *pool = aligned_alloc(CACHE_LINE, bytes); /* a multiple of it, as both parts are */
     if (!pool) return nf_fail(NF_ERR_MEMORY, "no memory for a pool of %d threads", threads);
+    memset(pool, 0, bytes);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = threads;
@@ -129,8 +137,10 @@ void nf_pool_run(nf_pool *pool, int64_t count, nf_task task, void *context) {
     }
     pool->task = task;
     pool->context = context;
-    pool->count = count;
-    atomic_store(&pool->next, 0);
+    for (int i = 0; i < pool->threads; i++) {
+        pool->workers[i].end = count * (i + 1) / pool->threads;
+        atomic_store(&pool->workers[i].next, count * i / pool->threads);
+    }
     atomic_store(&pool->busy, pool->started);
     next_round(pool);
     take_tasks(pool, 0);

@@ -38,33 +38,28 @@ static void gradient_rows(const job *j, int64_t row, int64_t rows) {
     nf_project_gradient_rows(j->e, j->p, j->n, j->s, j->d_y, j->input, j->wants_d_x, row, rows);
 }
 
-static void only_gradient_rows(void *context, int64_t index, int worker) {
-    const job *j = context;
-    (void)worker;
-    gradient_rows(j, index * ROW_TILE, nf_min(ROW_TILE, j->s->T - index * ROW_TILE));
-}
-
+/* The gradient of the norm's input, and with that what the projections below it want. */
 static void norm_backward_rows(void *context, int64_t index, int worker) {
     const job *j = context;
     nf_engine *e = j->e;
-    int64_t row = index * ROW_TILE, D = e->shape.hidden;
+    int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), D = e->shape.hidden;
     float *d_gain = j->norm->d_gain ? e->partial + index * D : NULL;
     (void)worker;
     if (d_gain) memset(d_gain, 0, (size_t)D * sizeof *d_gain);
-    e->kernels->rmsnorm_backward(e->x + row * D, D, d_gain, e->d_normed + row * D, D, j->x + row * D, D, j->norm->gain,
-                                 nf_min(ROW_TILE, j->s->T - row), D, e->shape.eps, 1);
+    e->kernels->rmsnorm_backward(e->x + row * D, D, d_gain, e->d_normed + row * D, D, j->x + row * D, D, j->norm->gain, rows, D,
+                                 e->shape.eps, 1);
+    if (j->n) gradient_rows(j, row, rows);
 }
 
 static void add_partials(nf_engine *e, float *d_gain, int64_t tiles, int64_t width) {
     for (int64_t i = 0; i < tiles; i++) e->kernels->add_scaled(d_gain, e->partial + i * width, 1.0f, width);
 }
 
-/* e->x += gradient through the norm of e->d_normed. */
-static void norm_backward(nf_engine *e, const stream *s, const norm *n, const float *x) {
-    job j = {.e = e, .s = s, .norm = n, .x = x};
-    int64_t tiles = nf_tiles(s->T, ROW_TILE);
-    nf_pool_run(e->pool, tiles, norm_backward_rows, &j);
-    if (n->d_gain) add_partials(e, n->d_gain, tiles, e->shape.hidden);
+/* e->x += gradient through the norm of e->d_normed; then the job's projections, if it has any, begin with e->x. */
+static void norm_backward(job *j) {
+    int64_t tiles = nf_tiles(j->s->T, ROW_TILE);
+    nf_pool_run(j->e->pool, tiles, norm_backward_rows, j);
+    if (j->norm->d_gain) add_partials(j->e, j->norm->d_gain, tiles, j->e->shape.hidden);
 }
 
 /* -------- feed-forward half -------- */
@@ -89,6 +84,7 @@ static void swiglu_backward_rows(void *context, int64_t index, int worker) {
     gradient_rows(j, row, rows);
 }
 
+/* Down to the gradient of the normed input. */
 static void ffn_backward(nf_engine *e, const stream *s, block *b, int down_to_input) {
     int64_t tiles = nf_tiles(s->T, ROW_TILE);
     projection *down[] = {&b->p[P_DOWN]}, *gate_up[] = {&b->p[P_GATE], &b->p[P_UP]};
@@ -104,7 +100,6 @@ static void ffn_backward(nf_engine *e, const stream *s, block *b, int down_to_in
     nf_project_begin_backward(e, gate_up, 2);
     nf_pool_run(e->pool, tiles, swiglu_backward_rows, &j);
     nf_project_backward(e, gate_up, 2, d_gate_up, e->normed, down_to_input ? e->d_normed : NULL, s);
-    if (down_to_input) norm_backward(e, s, &b->ffn_norm, b->act.middle);
 }
 
 /* -------- attention half -------- */
@@ -138,6 +133,7 @@ static void rotate_back_rows(void *context, int64_t index, int worker) {
     gradient_rows(j, row, rows);
 }
 
+/* From the gradient of the normed input of the half above. */
 static void attention_backward(nf_engine *e, const stream *s, block *b, int down_to_input) {
     activations *a = &b->act;
     int64_t tiles = nf_tiles(s->T, ROW_TILE), d = e->shape.head_dim;
@@ -145,8 +141,9 @@ static void attention_backward(nf_engine *e, const stream *s, block *b, int down
     float *d_x[] = {e->x}, *d_qkv[] = {e->d_q, e->d_k, e->d_v};
     int deeper = down_to_input || has_lora(b, P_Q, P_V);
     job j = {.e = e, .s = s, .b = b, .p = o, .d_y = d_x, .input = a->attended, .n = 1, .wants_d_x = deeper};
+    j.norm = &b->ffn_norm, j.x = a->middle;
     nf_project_begin_backward(e, o, 1);
-    nf_pool_run(e->pool, tiles, only_gradient_rows, &j);
+    norm_backward(&j);
     nf_project_backward(e, o, 1, d_x, a->attended, deeper ? e->d_attended : NULL, s);
     if (!deeper) return;
     nf_attention attention = nf_attention_of(e, s, a);
@@ -162,7 +159,8 @@ static void attention_backward(nf_engine *e, const stream *s, block *b, int down
         for (int64_t i = 0; i < tiles; i++) e->kernels->add_scaled(b->k_norm.d_gain, e->partial + (tiles + i) * d, 1.0f, d);
     }
     nf_project_backward(e, qkv, 3, d_qkv, e->normed, down_to_input ? e->d_normed : NULL, s);
-    if (down_to_input) norm_backward(e, s, &b->attn_norm, a->x);
+    j.n = 0; /* what is below begins with a product of its own */
+    if (down_to_input) norm_backward(&j);
 }
 
 /* -------- embedding -------- */

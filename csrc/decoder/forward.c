@@ -29,7 +29,7 @@ static void embed_rows(void *context, int64_t index, int worker) {
     const nf_shape *c = &j->e->shape;
     (void)worker;
     for (int64_t t = index * ROW_TILE, end = nf_min(t + ROW_TILE, j->s->T); t < end; t++) {
-        nf_linear_row(&j->e->embed, j->e->x + t * c->hidden, j->s->tokens[t]);
+        nf_linear_row(&j->e->embed, j->act->x + t * c->hidden, j->s->tokens[t]);
         nf_rope_angles(j->e, t, j->s->positions[t]);
     }
 }
@@ -45,9 +45,8 @@ static void norm_and_lora(const job *j, const norm *n, const float *x, projectio
 static void attention_norm_rows(void *context, int64_t index, int worker) {
     const job *j = context;
     projection *qkv[] = {&j->b->p[P_Q], &j->b->p[P_K], &j->b->p[P_V]};
-    int64_t row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), D = j->e->shape.hidden;
-    if (j->act->x != j->e->x) memcpy(j->act->x + row * D, j->e->x + row * D, (size_t)(rows * D) * sizeof(float));
-    norm_and_lora(j, &j->b->attn_norm, j->e->x, qkv, 3, row, rows, worker);
+    int64_t row = index * ROW_TILE;
+    norm_and_lora(j, &j->b->attn_norm, j->act->x, qkv, 3, row, nf_min(ROW_TILE, j->s->T - row), worker);
 }
 
 void nf_rotate(nf_engine *e, const block *b, int64_t row, int64_t rows) {
@@ -113,7 +112,8 @@ nf_attention nf_attention_of(const nf_engine *e, const stream *s, const activati
                           .v = a->values};
 }
 
-static void forward_block(nf_engine *e, const stream *s, int64_t layer, int with_output) {
+/* From the block's kept input to its output, which goes to `out` unless that is NULL. */
+static void forward_block(nf_engine *e, const stream *s, int64_t layer, float *out) {
     block *b = &e->blocks[layer];
     activations *a = &b->act;
     job j = {.e = e, .s = s, .b = b, .act = a, .layer = layer};
@@ -134,23 +134,19 @@ static void forward_block(nf_engine *e, const stream *s, int64_t layer, int with
     }
     nf_attention_forward(e->pool, e->kernels, &attention, a->attended, s->keep ? a->lse : NULL, a->q, e->attention_scratch);
     if (b->p[P_O].r || e->narrow) nf_project_prepare(e, o, 1, s, a->attended);
-    nf_project(e, o, 1, (float *const[]){a->middle}, a->attended, e->x, s->T);
+    nf_project(e, o, 1, (float *const[]){a->middle}, a->attended, a->x, s->T);
 
     nf_pool_run(e->pool, row_tiles, ffn_norm_rows, &j);
     nf_project(e, gate_up, 2, (float *const[]){a->gate, a->up}, e->normed, NULL, s->T);
     nf_pool_run(e->pool, row_tiles, swiglu_rows, &j);
-    if (with_output) nf_project(e, down, 1, (float *const[]){e->x}, e->acted, a->middle, s->T);
+    if (out) nf_project(e, down, 1, (float *const[]){out}, e->acted, a->middle, s->T);
 }
 
-void nf_forward_again(nf_engine *e, const stream *s, int64_t layer) {
-    float *gradient = e->x;
-    e->x = e->blocks[layer].act.x;
-    forward_block(e, s, layer, 0);
-    e->x = gradient;
-}
+void nf_forward_again(nf_engine *e, const stream *s, int64_t layer) { forward_block(e, s, layer, NULL); }
 
 void nf_forward(nf_engine *e, const stream *s) {
-    job j = {.e = e, .s = s};
+    job j = {.e = e, .s = s, .act = &e->blocks[0].act};
     nf_pool_run(e->pool, nf_tiles(s->T, ROW_TILE), embed_rows, &j);
-    for (int64_t layer = 0; layer < e->shape.layers; layer++) forward_block(e, s, layer, 1);
+    for (int64_t layer = 0, last = e->shape.layers - 1; layer <= last; layer++)
+        forward_block(e, s, layer, layer < last ? e->blocks[layer + 1].act.x : e->x);
 }

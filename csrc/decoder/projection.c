@@ -5,7 +5,7 @@
 #include "../kernels/matmul.h"
 #include "engine.h"
 
-enum { TILE_ROWS = 256, TILE_COLS = 384, GRAD_COLS = 128 };
+enum { TILE_ROWS = 256, TILE_COLS = 384, PANEL = 32, GRAD_COLS = 128 };
 
 /* A tile of one of n matrices. */
 typedef struct place {
@@ -15,12 +15,15 @@ typedef struct place {
 
 static int64_t count_tiles(int64_t rows, int64_t cols) { return nf_tiles(rows, TILE_ROWS) * nf_tiles(cols, TILE_COLS); }
 
+/* Columns of a tile: all but the last the same, in whole panels, so that no thread is left with a small rest. */
+static int64_t tile_cols(int64_t cols) { return nf_tiles(cols, nf_tiles(cols, TILE_COLS) * PANEL) * PANEL; }
+
 static place locate(int64_t index, int64_t rows, const int64_t *cols) {
     place at = {0};
     while (index >= count_tiles(rows, cols[at.which])) index -= count_tiles(rows, cols[at.which++]);
-    int64_t across = nf_tiles(cols[at.which], TILE_COLS);
-    at.row = index / across * TILE_ROWS, at.col = index % across * TILE_COLS;
-    at.rows = nf_min(TILE_ROWS, rows - at.row), at.cols = nf_min(TILE_COLS, cols[at.which] - at.col);
+    int64_t all = cols[at.which], across = nf_tiles(all, TILE_COLS), width = tile_cols(all);
+    at.row = index / across * TILE_ROWS, at.col = index % across * width;
+    at.rows = nf_min(TILE_ROWS, rows - at.row), at.cols = nf_min(width, all - at.col);
     return at;
 }
 

@@ -180,8 +180,10 @@ NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, 
     for (int r = 0; r < rows; r++) {
         sums[r][0] = offset[0], sums[r][1] = offset[1];
         a[r] = t->a + (row + r) * t->a_stride;
-        for (int half = 0; half < 2 && !t->past; half++) /* the place of the result: it is written when the sums are done */
-            __builtin_prefetch(t->y + (row + r) * t->ldy + NF_W * half, 0, 3);
+        for (int half = 0; half < 2; half++) { /* the result goes there, and this is added, when the sums are done */
+            if (!t->past) __builtin_prefetch(t->y + (row + r) * t->ldy + NF_W * half, 0, 3);
+            if (t->add.start) __builtin_prefetch(t->add.start + (row + r) * t->add.ld + NF_W * half, 0, 3);
+        }
     }
     NF_SUMS(t, a, sums, rows, next);
     const vf scale[2] = {NF_NAME(column_scale)(t, 0), NF_NAME(column_scale)(t, 1)};

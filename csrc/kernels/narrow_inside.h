@@ -9,13 +9,14 @@
 #include "narrow.h"
 
 enum {
-    STEP = 64,          /* elements to which rows are padded */
-    LINE = 64,          /* bytes of a cache line */
-    UNITS_PER_LINE = 4, /* units that are multiplied for each line that is asked for */
-    BLOCK = 4096,       /* bytes of a weight's row into which the summed index is cut: a panel of one stays in the cache */
-    AT_ONCE = 4,        /* rows of the weight side by side, for one row of activations */
-    AHEAD = 8192,       /* bytes: how early memory is asked for then */
-    MOST_COLUMNS = 32   /* of a panel in any form */
+    STEP = 64,            /* elements to which rows are padded */
+    LINE = 64,            /* bytes of a cache line */
+    FLOATS_PER_LINE = 16, /* of float32 */
+    UNITS_PER_LINE = 4,   /* units that are multiplied for each line that is asked for */
+    BLOCK = 4096,         /* bytes of a weight's row into which the summed index is cut: a panel of one stays in the cache */
+    AT_ONCE = 4,          /* rows of the weight side by side, for one row of activations */
+    AHEAD = 8192,         /* bytes: how early memory is asked for then */
+    MOST_COLUMNS = 32     /* of a panel in any form */
 };
 
 /* Rows with no larger value are taken for zeros: 127 divided by it would not be finite. */
@@ -69,8 +70,12 @@ static inline nf_addend addend_at(const nf_addend *add, int64_t col, int64_t col
     if (at.start) at.start += col;
     if (at.bias) at.bias += col;
     for (int64_t k = 0; k < at.r; k++)
-        for (int64_t c = 0; c < columns; c++)
-            memory[k * columns + c] = c < cols ? at.scale * at.v[k * at.v_k + (col + c) * at.v_c] : 0.0f;
+        for (int64_t c = 0; c < columns; c++) {
+            const float *v = at.v + k * at.v_k + (col + c) * at.v_c;
+            memory[k * columns + c] = c < cols ? at.scale * *v : 0.0f;
+            if ((at.v_c == 1 ? c : k) % FLOATS_PER_LINE == 0)
+                __builtin_prefetch(v + columns * at.v_c, 0, 2); /* the next ones */
+        }
     at.v = memory;
     return at;
 }

@@ -692,9 +692,37 @@ static void test_adamw(void) {
     free(p), free(g), free(m), free(v), free(dp);
 }
 
+/* -------- pool -------- */
+
+enum { MOST_TASKS = 40 };
+
+/* The first task takes long: what its thread would have done next is left to the others. */
+static void count_task(void *context, int64_t index, int worker) {
+    int *times = context;
+    (void)worker;
+    for (volatile int i = 0; index == 0 && i < 100000; i++) continue;
+    times[index]++;
+}
+
+static void test_pool(void) {
+    for (int threads = 1; threads <= 5; threads++) {
+        nf_pool *own;
+        int wrong = 0;
+        check(nf_pool_new(&own, threads) == NF_OK, "a pool");
+        for (int64_t count = 0; count <= MOST_TASKS; count++) {
+            int times[MOST_TASKS + 1] = {0};
+            nf_pool_run(own, count, count_task, times);
+            for (int64_t i = 0; i <= MOST_TASKS; i++) wrong += times[i] != (i < count);
+        }
+        check(wrong == 0, "each task runs once");
+        nf_pool_free(own);
+    }
+}
+
 int main(void) {
     if (nf_pool_new(&pool, 2) != NF_OK) return 1;
     nf_matmul_single_thread();
+    test_pool();
     test_matmul();
     test_adamw();
     test_linear();
