@@ -260,12 +260,16 @@ class Model:
         repetition_penalty: float = 1.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        prompt_lookup_num_tokens: int = 0,
     ) -> Iterator[str]:
         """Write on after a prompt, piece by piece; see `generate`."""
         sampling = generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        yield from self.pieces(prompt, self.new_ids(prompt, sampling, max_new_tokens=max_new_tokens), stop=stop)
+        ids = self.new_ids(prompt, sampling, max_new_tokens=max_new_tokens, prompt_lookup_num_tokens=prompt_lookup_num_tokens)
+        yield from self.pieces(prompt, ids, stop=stop)
 
-    def new_ids(self, prompt: Prompt, sampling: generate.Sampling, *, max_new_tokens: int) -> Iterator[int]:
+    def new_ids(
+        self, prompt: Prompt, sampling: generate.Sampling, *, max_new_tokens: int, prompt_lookup_num_tokens: int = 0
+    ) -> Iterator[int]:
         """The ids that follow a prompt, one by one; see `generate.token_ids`.
 
         What was read of the last prompt is used again where this one begins with the same tokens, in whole pieces of
@@ -273,6 +277,7 @@ class Model:
         """
         ids, context = self.encode_prompt(prompt), self.config.max_position_embeddings
         generate.check_prompt(ids, context)
+        generate.check_lookup(prompt_lookup_num_tokens)
         kept, self._kept = self._kept, None  # while it is in use nobody else has it
         room = min(context, len(ids) + max_new_tokens)
         if self.config.rope.rope_type == "longrope":
@@ -283,7 +288,14 @@ class Model:
         session = self.session
         try:
             yield from generate.token_ids(
-                session, ids, sampling, max_new_tokens=max_new_tokens, context=context, stops=self.stop_ids, start=start
+                session,
+                ids,
+                sampling,
+                max_new_tokens=max_new_tokens,
+                context=context,
+                stops=self.stop_ids,
+                start=start,
+                prompt_lookup_num_tokens=prompt_lookup_num_tokens,
             )
         finally:
             if session is self._session:
@@ -305,7 +317,9 @@ class Model:
         Args:
             prompt: a text, or messages ({"role", "content"}) that go through the chat template.
             options: max_new_tokens=200, temperature=0.8 (0: always the likeliest), top_k=0, top_p=0.95, min_p=0.0,
-                repetition_penalty=1.0, stop=() (texts that end the answer), seed=0.
+                repetition_penalty=1.0, stop=() (texts that end the answer), seed=0, prompt_lookup_num_tokens=0 (most tokens
+                that are guessed from what the text has said before and checked at once; 10 is a good number for summaries,
+                extracts and corrections; the text is the same).
 
         Returns:
             The new text alone.
