@@ -70,6 +70,13 @@ def without_weights(
     return Model(checkpoint, counting, backend=chosen, dtype=checked, threads=count)
 
 
+def _cache_dtype(asked: str, weights: str) -> str:
+    """How keys and values are kept beside weights of that dtype."""
+    if asked not in ("auto", *_core.CACHES):
+        raise ConfigError(f"cache_dtype={asked!r}: unknown", hint=f"use auto, {', '.join(_core.CACHES)}")
+    return asked if asked != "auto" else "f32" if weights == "f32" else "f16"
+
+
 def _threads(asked: int) -> int:
     """The number of threads; 0 asked for is the default."""
     if not 0 <= asked <= _core.MAX_THREADS:
@@ -86,11 +93,19 @@ class Model:
         tokenizer: the tokenizer; asking for it raises TokenizerError where the model has none.
         template: the chat template, the tokenizer's own or the plain built-in one.
         backend: the backend module; `dtype` and `threads` are what its sessions are opened with.
+        cache_dtype: how keys and values are kept in generation, "f32", "f16" or "int8".
         adapter: the adapter in use, or None.
     """
 
     def __init__(
-        self, checkpoint: formats.Checkpoint, tokenizer: Tokenizer | None, *, backend: Any, dtype: str, threads: int
+        self,
+        checkpoint: formats.Checkpoint,
+        tokenizer: Tokenizer | None,
+        *,
+        backend: Any,
+        dtype: str,
+        threads: int,
+        cache_dtype: str = "auto",
     ) -> None:
         self.checkpoint = checkpoint
         self.path = EMBEDDED if checkpoint.path == str(_BASE) else checkpoint.path
@@ -99,6 +114,7 @@ class Model:
         self.backend = backend
         self.dtype = dtype
         self.threads = threads
+        self.cache_dtype = _cache_dtype(cache_dtype, dtype)
         self.adapter: Adapter | None = None
         self._tokenizer = tokenizer
         self._session: backends.Session | None = None
@@ -113,6 +129,7 @@ class Model:
         dtype: str = "auto",
         tokenizer: str | Path | None = None,
         threads: int = 0,
+        cache_dtype: str = "auto",
     ) -> Model:
         """Open a model; weights are read when it is first used.
 
@@ -123,11 +140,13 @@ class Model:
             dtype: arithmetic of the weights; "auto" lets the backend choose.
             tokenizer: file or folder of the tokenizer where it lies elsewhere.
             threads: 0 takes all cores; results do not depend on it.
+            cache_dtype: how keys and values are kept in generation: "f32", "f16" or "int8"; "auto" takes float32 beside
+                float32 weights, else float16. int8 takes half of float16's memory and changes the text a little.
 
         Raises:
             ModelError, TokenizerError: a file is missing, damaged, unsupported or does not fit.
             BackendError: the backend is not available.
-            ConfigError: `threads` is out of range or `dtype` unknown.
+            ConfigError: `threads` is out of range, or `dtype` or `cache_dtype` is unknown.
 
         Example:
             >>> import neuralforge as nf
@@ -142,7 +161,7 @@ class Model:
         found = _find_tokenizer(checkpoint, tokenizer)
         if found is not None:
             found.check_model(checkpoint.config)
-        return cls(checkpoint, found, backend=chosen, dtype=checked, threads=count)
+        return cls(checkpoint, found, backend=chosen, dtype=checked, threads=count, cache_dtype=cache_dtype)
 
     def __repr__(self) -> str:
         c = self.config
@@ -300,11 +319,6 @@ class Model:
         finally:
             if session is self._session:
                 self._kept = start
-
-    @property
-    def cache_dtype(self) -> str:
-        """How keys and values are kept in generation: float32 where the weights are, else float16."""
-        return "f32" if self.dtype == "f32" else "f16"
 
     def pieces(self, prompt: Prompt, ids: Iterable[int], *, stop: Sequence[str] = ()) -> Iterator[str]:
         """The text of new ids; one that goes on from a text keeps its leading space, an answer or a beginning does not."""
