@@ -87,8 +87,10 @@ def probabilities(logits: F32Array, seen: Collection[int], sampling: Sampling) -
 def _nucleus(p: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
     """The likeliest tokens that together reach top_p, of equals the first; few are sorted where few reach it."""
     least = 0.01 * p.max()
-    while (likely := np.flatnonzero(p >= least)).size < p.size and p[likely].sum() < top_p + 1e-9:  # sums differ by rounding
+    likely = np.flatnonzero(p >= least)
+    while 0 < likely.size < p.size and p[likely].sum() < top_p + 1e-9:  # sums differ by rounding; of NaN none is likely
         least *= 0.01
+        likely = np.flatnonzero(p >= least)
     order = likely[np.argsort(-p[likely], kind="stable")]
     return order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
 

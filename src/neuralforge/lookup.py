@@ -51,6 +51,6 @@ class Lookup:
         return []
 
     def learn(self, guessed: int, right: int) -> None:
-        """Of `guessed` tokens the first `right` were: guesses grow after whole success and shrink to what would have been."""
+        """Of `guessed` tokens the first `right` were: the next guess is twice as long after all, else as long as they."""
         if guessed:
             self._length = min(self._most, 2 * guessed if right == guessed else max(1, right))
