@@ -262,6 +262,32 @@ def test_a_kept_beginning_gives_the_same_ids(dtype: str) -> None:
     assert len({id(b.cache) for b in reused}) == 1 and reused[0] is reused[1]
 
 
+def test_the_cache_of_a_model_is_what_was_asked_for(shared) -> None:
+    path, written = shared / "models" / "stories260K" / "stories260K.bin", {}
+    for asked, dtype, kept in (
+        ("auto", "f32", "f32"),
+        ("auto", "int8", "f16"),
+        ("int8", "f32", "int8"),
+        ("f32", "int8", "f32"),
+    ):
+        model = Model.from_pretrained(path, threads=1, dtype=dtype, cache_dtype=asked)
+        assert model.cache_dtype == kept
+        written[asked, dtype] = model.generate("Once upon a time", max_new_tokens=200, temperature=0.0)
+        ids = generate.token_ids(
+            model.session,
+            model.encode_prompt("Once upon a time"),
+            generate.GREEDY,
+            max_new_tokens=200,
+            context=model.config.max_position_embeddings,
+            stops=model.stop_ids,
+            cache_dtype=kept,
+        )
+        assert model.tokenizer.decode(list(ids), continuation=True) == written[asked, dtype]
+    assert written["int8", "f32"] != written["auto", "f32"]  # 200 tokens are enough for the rounding to show
+    with pytest.raises(ConfigError, match="cache_dtype='f8'"):
+        Model.from_pretrained(path, cache_dtype="f8")
+
+
 def test_texts_side_by_side_do_not_share_a_cache(story) -> None:
     options = {"max_new_tokens": 20, "temperature": 0.0}
     expected = [story.generate(prompt, **options) for prompt in PROMPTS[:2]]

@@ -12,7 +12,7 @@ import pytest
 from neuralforge.config import LoraConfig
 from neuralforge.errors import AdapterMismatchError, ConfigError, DataError, ModelError, TokenizerError
 from neuralforge.formats.peft import Adapter
-from neuralforge.generate import GREEDY, Sampling, probabilities, text_pieces, token_ids
+from neuralforge.generate import GREEDY, Sampling, choose, probabilities, text_pieces, token_ids
 from neuralforge.lora import new_params
 from neuralforge.model import Model
 
@@ -85,6 +85,26 @@ FILTERS = [
 def test_filters(sampling: Sampling, expected: list[float]) -> None:
     logits = np.log(np.array([0.2, 0.5, 0.25, 0.05], np.float32))
     np.testing.assert_allclose(probabilities(logits, {0}, sampling), expected, atol=1e-6)  # float32 logits
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 1 - 1e-12])
+def test_the_nucleus_is_that_of_sorting_everything(spread: float, top_p: float) -> None:
+    """Equal logits too (float16 has few values), of which the first count."""
+    logits = np.random.default_rng(0).normal(0, spread, 3000).astype(np.float16).astype(np.float32)
+    everything = np.exp(logits.astype(np.float64) - float(logits.max()))
+    everything /= everything.sum()
+    order = np.argsort(-everything, kind="stable")
+    kept = order[: int(np.searchsorted(np.cumsum(everything[order]), top_p)) + 1]
+    found = probabilities(logits, (), Sampling(temperature=1, top_p=top_p))
+    expected = np.zeros_like(everything)
+    expected[kept] = everything[kept]
+    assert np.array_equal(found, expected / expected.sum())
+
+
+def test_logits_that_are_not_numbers_end_in_some_token() -> None:
+    with np.errstate(invalid="ignore"):
+        assert 0 <= choose(np.full(50, np.nan, np.float32), (), Sampling(), np.random.Generator(np.random.Philox(0))) < 50
 
 
 @pytest.mark.slow

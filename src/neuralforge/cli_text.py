@@ -14,7 +14,6 @@ from .cli_options import number, plain, whole
 from .errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:
-    from .generate import Sampling
     from .model import Model
     from .tokenizer import Tokenizer
 
@@ -36,6 +35,13 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=whole, default=0, metavar="N", help="of the N likeliest; 0: all (0)")
     parser.add_argument("--min-p", type=number, default=0.0, metavar="X", help="of those this likely beside the likeliest (0)")
     parser.add_argument("--repetition-penalty", type=number, default=1.0, metavar="X", help="1: none (1)")
+    parser.add_argument(
+        "--prompt-lookup-num-tokens",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens from earlier stretches of the text: sooner where it repeats itself, the same text (0)",
+    )
     parser.add_argument(
         "--stop", action="append", default=[], type=plain, metavar="TEXT", help="end before it; may be repeated"
     )
@@ -69,7 +75,8 @@ def _generate(options: argparse.Namespace) -> int:
         model.load_adapter(_adapter_folder(Path(o.adapter)))
     prompt = o.prompt if o.chat is None else [{"role": "user", "content": o.chat}]
     started = time.perf_counter()
-    pieces = _pieces(model, prompt, sampling, max_tokens=o.max_tokens, stop=o.stop)
+    ids = model.new_ids(prompt, sampling, max_new_tokens=o.max_tokens, prompt_lookup_num_tokens=o.prompt_lookup_num_tokens)
+    pieces = _pieces(model, prompt, ids, stop=o.stop)
     if o.ndjson:
         _emit_tokens(_echo(model, model.encode_prompt(prompt)))
         written = _emit_tokens(_spread(pieces))
@@ -120,9 +127,7 @@ def _echo(model: Model, prompt: Sequence[int]) -> Iterator[tuple[int, str]]:
         yield token, decoder.push(token) + (decoder.flush() if i == len(prompt) else "")
 
 
-def _pieces(
-    model: Model, prompt: Any, sampling: Sampling, *, max_tokens: int, stop: Sequence[str]
-) -> Iterator[tuple[list[int], str]]:
+def _pieces(model: Model, prompt: Any, ids: Iterator[int], *, stop: Sequence[str]) -> Iterator[tuple[list[int], str]]:
     """New ids with the text that became certain by them; the last pair may have no text, or no ids."""
 
     fresh: list[int] = []
@@ -132,7 +137,6 @@ def _pieces(
             fresh.append(i)
             yield i
 
-    ids = model.new_ids(prompt, sampling, max_new_tokens=max_tokens)
     for text in model.pieces(prompt, kept(ids), stop=stop):
         yield list(fresh), text
         fresh.clear()

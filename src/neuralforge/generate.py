@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .backends import Session
 from .errors import ConfigError, DataError
+from .lookup import Lookup
 from .weights import F32Array
 
 if TYPE_CHECKING:
@@ -75,12 +76,23 @@ def probabilities(logits: F32Array, seen: Collection[int], sampling: Sampling) -
     p: npt.NDArray[np.float64] = np.exp(scores - scores.max())
     p /= p.sum()
     if sampling.top_p < 1:
-        order = np.argsort(-p, kind="stable")
-        enough = int(np.searchsorted(np.cumsum(p[order]), sampling.top_p)) + 1
-        p[order[enough:]] = 0.0
+        kept = _nucleus(p, sampling.top_p)
+        kept_p, p = p[kept], np.zeros_like(p)
+        p[kept] = kept_p
     p[p < sampling.min_p * p.max()] = 0.0
-    kept: npt.NDArray[np.float64] = p / p.sum()
-    return kept
+    p /= p.sum()
+    return p
+
+
+def _nucleus(p: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.int64]:
+    """The likeliest tokens that together reach top_p, of equals the first; few are sorted where few reach it."""
+    least = 0.01 * p.max()
+    likely = np.flatnonzero(p >= least)
+    while 0 < likely.size < p.size and p[likely].sum() < top_p + 1e-9:  # sums differ by rounding; of NaN none is likely
+        least *= 0.01
+        likely = np.flatnonzero(p >= least)
+    order = likely[np.argsort(-p[likely], kind="stable")]
+    return order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
 
 
 def choose(logits: F32Array, seen: Collection[int], sampling: Sampling, random: np.random.Generator) -> int:
@@ -149,6 +161,12 @@ def check_prompt(prompt: Sequence[int], context: int) -> None:
         raise DataError(f"the prompt has {len(prompt)} tokens, the model's context is {context}", hint="shorten the prompt")
 
 
+def check_lookup(most: int) -> None:
+    """Raises ConfigError when so many tokens cannot be guessed: with the one before them they go through a session at once."""
+    if not 0 <= most < PIECE:
+        raise ConfigError(f"prompt_lookup_num_tokens={most}: must be from 0 to {PIECE - 1}")
+
+
 def token_ids(
     session: Session,
     prompt: Sequence[int],
@@ -159,6 +177,7 @@ def token_ids(
     stops: Collection[int] = (),
     cache_dtype: str = "f32",
     start: Beginning | None = None,
+    prompt_lookup_num_tokens: int = 0,
 ) -> Iterator[int]:
     """New ids after a prompt, until one of `stops` (not handed out), `max_new_tokens`, or the end of the context.
 
@@ -168,25 +187,49 @@ def token_ids(
         context: most positions that the model knows.
         cache_dtype: how keys and values are kept, "f32", "f16" or "int8".
         start: what `begin` gave for this prompt; its cache is written to. None reads the prompt into a cache of its own.
+        prompt_lookup_num_tokens: most tokens that are guessed from earlier stretches of the text (`Lookup`) and checked at
+            once; 0 guesses none. The ids are the same: `Session.decode` computes each row as it would be alone, each token is
+            chosen from its own row in order, and what follows a wrong guess is forgotten.
 
     Raises:
         DataError: the prompt is empty or leaves no room in the context.
+        ConfigError: `prompt_lookup_num_tokens` is out of range.
     """
     check_prompt(prompt, context)
+    check_lookup(prompt_lookup_num_tokens)
     count = min(max_new_tokens, context - len(prompt))
     if count < 1:
         return
     start = start or begin(session, prompt, room=len(prompt) + count, cache_dtype=cache_dtype)
     random = np.random.Generator(np.random.Philox(sampling.seed))
-    seen, logits = set(prompt), start.logits
-    for made in range(1, count + 1):
-        token = choose(logits, seen, sampling, random)
-        if token in stops:
-            return
-        yield token
-        seen.add(token)
-        if made < count:
-            logits = session.logits(np.array([token], np.int32), start.cache, last_only=True)[0]
+    lookup = Lookup(prompt, most=prompt_lookup_num_tokens) if prompt_lookup_num_tokens else None
+    seen, rows, made = set(prompt), start.logits[None], 0
+    guessed: Sequence[int] = ()
+    while True:
+        for right, row in enumerate(rows):  # each row follows a guess that was right
+            token = choose(row, seen, sampling, random)
+            if token in stops:
+                return
+            yield token
+            made += 1
+            if made == count:
+                return
+            seen.add(token)
+            if lookup:
+                lookup.push(token)
+            if right == len(guessed) or token != guessed[right]:
+                break
+        if lookup:
+            lookup.learn(len(guessed), right)
+            start.cache.truncate(len(prompt) + made - 1)
+            guessed = lookup.guess(count - made - 1)
+        rows = _next_rows(session, start.cache, [token, *guessed])
+
+
+def _next_rows(session: Session, cache: Any, ids: list[int]) -> F32Array:
+    """(T, V) logits behind each of the next T ids, each as it would be alone."""
+    tokens = np.array(ids, np.int32)
+    return session.decode(tokens, [cache] * tokens.size) if tokens.size > 1 else session.logits(tokens, cache, last_only=True)
 
 
 @dataclass

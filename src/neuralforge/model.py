@@ -70,6 +70,13 @@ def without_weights(
     return Model(checkpoint, counting, backend=chosen, dtype=checked, threads=count)
 
 
+def _cache_dtype(asked: str, weights: str) -> str:
+    """How keys and values are kept beside weights of that dtype."""
+    if asked not in ("auto", *_core.CACHES):
+        raise ConfigError(f"cache_dtype={asked!r}: unknown", hint=f"use auto, {', '.join(_core.CACHES)}")
+    return asked if asked != "auto" else "f32" if weights == "f32" else "f16"
+
+
 def _threads(asked: int) -> int:
     """The number of threads; 0 asked for is the default."""
     if not 0 <= asked <= _core.MAX_THREADS:
@@ -86,11 +93,19 @@ class Model:
         tokenizer: the tokenizer; asking for it raises TokenizerError where the model has none.
         template: the chat template, the tokenizer's own or the plain built-in one.
         backend: the backend module; `dtype` and `threads` are what its sessions are opened with.
+        cache_dtype: how keys and values are kept in generation, "f32", "f16" or "int8".
         adapter: the adapter in use, or None.
     """
 
     def __init__(
-        self, checkpoint: formats.Checkpoint, tokenizer: Tokenizer | None, *, backend: Any, dtype: str, threads: int
+        self,
+        checkpoint: formats.Checkpoint,
+        tokenizer: Tokenizer | None,
+        *,
+        backend: Any,
+        dtype: str,
+        threads: int,
+        cache_dtype: str = "auto",
     ) -> None:
         self.checkpoint = checkpoint
         self.path = EMBEDDED if checkpoint.path == str(_BASE) else checkpoint.path
@@ -99,6 +114,7 @@ class Model:
         self.backend = backend
         self.dtype = dtype
         self.threads = threads
+        self.cache_dtype = _cache_dtype(cache_dtype, dtype)
         self.adapter: Adapter | None = None
         self._tokenizer = tokenizer
         self._session: backends.Session | None = None
@@ -113,6 +129,7 @@ class Model:
         dtype: str = "auto",
         tokenizer: str | Path | None = None,
         threads: int = 0,
+        cache_dtype: str = "auto",
     ) -> Model:
         """Open a model; weights are read when it is first used.
 
@@ -123,11 +140,13 @@ class Model:
             dtype: arithmetic of the weights; "auto" lets the backend choose.
             tokenizer: file or folder of the tokenizer where it lies elsewhere.
             threads: 0 takes all cores; results do not depend on it.
+            cache_dtype: how keys and values are kept in generation: "f32", "f16" or "int8"; "auto" takes float32 beside
+                float32 weights, else float16. int8 takes half of float16's memory and changes the text a little.
 
         Raises:
             ModelError, TokenizerError: a file is missing, damaged, unsupported or does not fit.
             BackendError: the backend is not available.
-            ConfigError: `threads` is out of range or `dtype` unknown.
+            ConfigError: `threads` is out of range, or `dtype` or `cache_dtype` is unknown.
 
         Example:
             >>> import neuralforge as nf
@@ -142,7 +161,7 @@ class Model:
         found = _find_tokenizer(checkpoint, tokenizer)
         if found is not None:
             found.check_model(checkpoint.config)
-        return cls(checkpoint, found, backend=chosen, dtype=checked, threads=count)
+        return cls(checkpoint, found, backend=chosen, dtype=checked, threads=count, cache_dtype=cache_dtype)
 
     def __repr__(self) -> str:
         c = self.config
@@ -260,12 +279,16 @@ class Model:
         repetition_penalty: float = 1.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        prompt_lookup_num_tokens: int = 0,
     ) -> Iterator[str]:
         """Write on after a prompt, piece by piece; see `generate`."""
         sampling = generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        yield from self.pieces(prompt, self.new_ids(prompt, sampling, max_new_tokens=max_new_tokens), stop=stop)
+        ids = self.new_ids(prompt, sampling, max_new_tokens=max_new_tokens, prompt_lookup_num_tokens=prompt_lookup_num_tokens)
+        yield from self.pieces(prompt, ids, stop=stop)
 
-    def new_ids(self, prompt: Prompt, sampling: generate.Sampling, *, max_new_tokens: int) -> Iterator[int]:
+    def new_ids(
+        self, prompt: Prompt, sampling: generate.Sampling, *, max_new_tokens: int, prompt_lookup_num_tokens: int = 0
+    ) -> Iterator[int]:
         """The ids that follow a prompt, one by one; see `generate.token_ids`.
 
         What was read of the last prompt is used again where this one begins with the same tokens, in whole pieces of
@@ -273,6 +296,7 @@ class Model:
         """
         ids, context = self.encode_prompt(prompt), self.config.max_position_embeddings
         generate.check_prompt(ids, context)
+        generate.check_lookup(prompt_lookup_num_tokens)
         kept, self._kept = self._kept, None  # while it is in use nobody else has it
         room = min(context, len(ids) + max_new_tokens)
         if self.config.rope.rope_type == "longrope":
@@ -283,16 +307,18 @@ class Model:
         session = self.session
         try:
             yield from generate.token_ids(
-                session, ids, sampling, max_new_tokens=max_new_tokens, context=context, stops=self.stop_ids, start=start
+                session,
+                ids,
+                sampling,
+                max_new_tokens=max_new_tokens,
+                context=context,
+                stops=self.stop_ids,
+                start=start,
+                prompt_lookup_num_tokens=prompt_lookup_num_tokens,
             )
         finally:
             if session is self._session:
                 self._kept = start
-
-    @property
-    def cache_dtype(self) -> str:
-        """How keys and values are kept in generation: float32 where the weights are, else float16."""
-        return "f32" if self.dtype == "f32" else "f16"
 
     def pieces(self, prompt: Prompt, ids: Iterable[int], *, stop: Sequence[str] = ()) -> Iterator[str]:
         """The text of new ids; one that goes on from a text keeps its leading space, an answer or a beginning does not."""
@@ -305,7 +331,9 @@ class Model:
         Args:
             prompt: a text, or messages ({"role", "content"}) that go through the chat template.
             options: max_new_tokens=200, temperature=0.8 (0: always the likeliest), top_k=0, top_p=0.95, min_p=0.0,
-                repetition_penalty=1.0, stop=() (texts that end the answer), seed=0.
+                repetition_penalty=1.0, stop=() (texts that end the answer), seed=0, prompt_lookup_num_tokens=0 (most tokens
+                that are guessed from what the text has said before and checked at once; 10 is a good number for summaries,
+                extracts and corrections; the text is the same).
 
         Returns:
             The new text alone.

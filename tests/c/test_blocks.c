@@ -258,6 +258,7 @@ int main(void) {
             if (!nf_block_path_runs((nf_block_path)path)) continue;
             product((nf_block_kind)kind, (nf_block_path)path, 1, 9, unit);
             product((nf_block_kind)kind, (nf_block_path)path, 3, 40, 3 * unit);
+            product((nf_block_kind)kind, (nf_block_path)path, 7, 24, 3 * unit);
             product((nf_block_kind)kind, (nf_block_path)path, 2, 64, 6 * unit);
             product((nf_block_kind)kind, (nf_block_path)path, 13, 37, 5 * unit);
             hostile((nf_block_kind)kind, (nf_block_path)path);
