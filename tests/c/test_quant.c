@@ -2,6 +2,7 @@
 /* Packing to GGUF blocks: buffers of exactly the right size, odd counts, threads, values that cannot be packed. */
 #include <string.h>
 
+#include "../../csrc/core/half.h"
 #include "../../csrc/quant/pack.h"
 #include "check.h"
 
@@ -10,7 +11,7 @@ static const char *const names[NF_BLOCK_KINDS] = {"Q8_0", "Q4_0", "Q4_K", "Q6_K"
 static uint8_t *pack(nf_block_kind type, const float *x, int64_t blocks, int threads, nf_status *status) {
     uint8_t *out = malloc((size_t)(blocks * nf_block_bytes(type)) + 1);
     if (!out) abort();
-    *status = nf_pack_blocks(type, out, x, blocks, threads);
+    *status = nf_pack_blocks(type, out, x, NF_PACK_F32, blocks, threads);
     return out;
 }
 
@@ -40,6 +41,7 @@ static void test_values(nf_block_kind type) {
     for (size_t i = 0; i < sizeof extremes / sizeof *extremes; i++) {
         x[n + 5] = extremes[i];
         free(pack(type, x, 2, 1, &status));
+        if (!isfinite(extremes[i])) check(status == NF_ERR_ARGUMENT, "what is not finite is refused");
         if (fabsf(extremes[i]) >= 1e30f || isnan(extremes[i])) continue; /* refused or not, nothing may break */
         snprintf(line, sizeof line, "%s: packs %g", names[type], (double)extremes[i]);
         check(status == NF_OK, line);
@@ -51,13 +53,45 @@ static void test_values(nf_block_kind type) {
     free(x);
 }
 
+/* Values in two bytes, at an odd address, give the bytes of the same values in float32. */
+static void test_forms(nf_block_kind type) {
+    enum { BLOCKS = 67 };
+    char line[80];
+    int64_t n = BLOCKS * nf_block_values(type);
+    float *wide = new_floats(n, 3), *x = new_floats(n, 3);
+    uint8_t *narrow = malloc((size_t)(2 * n + 1));
+    if (!narrow) abort();
+    for (int form = NF_PACK_F16; form <= NF_PACK_BF16; form++) {
+        nf_status status[2];
+        for (int64_t i = 0; i < n; i++) {
+            uint32_t bits;
+            memcpy(&bits, wide + i, sizeof bits);
+            uint16_t half = form == NF_PACK_F16 ? nf_float_to_half(wide[i]) : (uint16_t)(bits >> 16);
+            bits = (uint32_t)half << 16;
+            if (form == NF_PACK_F16)
+                x[i] = nf_half_to_float(half);
+            else
+                memcpy(x + i, &bits, sizeof bits);
+            memcpy(narrow + 1 + 2 * i, &half, sizeof half);
+        }
+        uint8_t *a = pack(type, x, BLOCKS, 1, &status[0]), *b = pack(type, x, BLOCKS, 1, &status[1]);
+        status[1] = nf_pack_blocks(type, b, narrow + 1, (nf_pack_form)form, BLOCKS, 2);
+        int same = memcmp(a, b, (size_t)(BLOCKS * nf_block_bytes(type))) == 0;
+        snprintf(line, sizeof line, "%s: the same from %s", names[type], form == NF_PACK_F16 ? "float16" : "bf16");
+        check(status[0] == NF_OK && status[1] == NF_OK && same, line);
+        free(a), free(b);
+    }
+    free(wide), free(x), free(narrow);
+}
+
 int main(void) {
     for (int type = 0; type < NF_BLOCK_KINDS; type++) {
         test_type((nf_block_kind)type);
         test_values((nf_block_kind)type);
+        test_forms((nf_block_kind)type);
     }
     uint8_t out;
-    check(nf_pack_blocks(NF_BLOCK_KINDS, &out, NULL, 0, 1) == NF_ERR_ARGUMENT, "an unknown type is refused");
+    check(nf_pack_blocks(NF_BLOCK_KINDS, &out, NULL, NF_PACK_F32, 0, 1) == NF_ERR_ARGUMENT, "an unknown type is refused");
     printf("%d checks, %d failures\n", checks, failures);
     return failures > 0;
 }

@@ -43,7 +43,7 @@ def export(name: str, model: Outgoing, path: Path) -> None:
     else:
         adapter = replace(model, quant="f32")
         gguf_adapter.export("gguf-lora", adapter, folder / ADAPTER)
-        gguf_write.export("gguf", replace(model, tensors=model.base_tensors, name=Path(model.base).stem), folder / BASE)
+        gguf_write.export("gguf", replace(model, stored=model.base_stored, name=Path(model.base).stem), folder / BASE)
     write_atomic(folder / MODELFILE, "".join(f"{line}\n" for line in lines).encode())
 
 
