@@ -91,7 +91,7 @@ static inline void four_lanes_of(float *t, const float *x, int n) {
 #undef NF_MAX
 #endif
 
-typedef void (*pack_function)(nf_block_kind kind, uint8_t *out, const float *x, int64_t blocks);
+typedef void (*pack_function)(nf_block_kind kind, int nearest, uint8_t *out, const float *x, int64_t blocks);
 
 static pack_function choose_function(void) {
 #if defined(__x86_64__)
@@ -105,6 +105,7 @@ static pack_function choose_function(void) {
 typedef struct pack_job {
     pack_function pack;
     nf_block_kind kind;
+    int nearest;
     nf_pack_form form;
     uint8_t *out;
     const uint8_t *values;
@@ -166,15 +167,16 @@ static void pack_group(void *context, int64_t index, int worker) {
         note_first(&j->nonfinite, first + bad);
         return;
     }
-    j->pack(j->kind, out, x, count);
+    j->pack(j->kind, j->nearest, out, x, count);
     for (int64_t b = 0; b < count; b++)
         if (overflows(j->kind, out + b * bytes)) note_first(&j->too_large, first + b);
 }
 
-nf_status nf_pack_blocks(nf_block_kind kind, uint8_t *out, const void *values, nf_pack_form form, int64_t blocks, int threads) {
+nf_status nf_pack_blocks(nf_block_kind kind, int nearest, uint8_t *out, const void *values, nf_pack_form form, int64_t blocks,
+                         int threads) {
     if ((int)kind < 0 || kind >= NF_BLOCK_KINDS) return nf_fail(NF_ERR_ARGUMENT, "no block type %d", (int)kind);
     int64_t groups = (blocks + GROUP - 1) / GROUP;
-    pack_job job = {choose_function(), kind, form, out, values, blocks, blocks, blocks};
+    pack_job job = {choose_function(), kind, nearest, form, out, values, blocks, blocks, blocks};
     nf_pool *pool = NULL;
     NF_TRY(nf_pool_new(&pool, groups < threads ? (groups > 0 ? (int)groups : 1) : threads));
     nf_pool_run(pool, groups, pack_group, &job);

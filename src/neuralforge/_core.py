@@ -164,10 +164,11 @@ def to_int8(array: F32) -> tuple[npt.NDArray[np.int8], F32]:
     return out, scale
 
 
-def pack_blocks(array: npt.NDArray[Any], kind: str, *, threads: int, form: str = "F32") -> U8:
+def pack_blocks(array: npt.NDArray[Any], kind: str, *, threads: int, form: str = "F32", nearest: bool = False) -> U8:
     """Rows of blocks (..., bytes) of rows whose width is a multiple of the block; see quant/pack.h.
 
-    `form` says what the values of `array` are, as `weights.STORED` has them; they may lie at any address.
+    `form` says what the values of `array` are, as `weights.STORED` has them; they may lie at any address. With `nearest` Q4_0
+    is nearer to them than llama.cpp's.
 
     Raises:
         ConfigError: a value is NaN, infinite, or too large for a half-precision scale.
@@ -178,16 +179,8 @@ def pack_blocks(array: npt.NDArray[Any], kind: str, *, threads: int, form: str =
     array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     out = np.empty((*array.shape[:-1], block_bytes(kind, width)), np.uint8)
     given, blocks = ffi.cast("void *", array.ctypes.data), ffi.cast("uint8_t *", out.ctypes.data)
-    _check(lib.nf_pack_blocks(_PACKED[kind], blocks, given, _PACK_FORMS[form], array.size // values, threads))
-    return out
-
-
-def to_blocks(array: F32, kind: str) -> U8:
-    """Rows of a float32 matrix as rows of blocks, "Q8_0" or "Q4_0"; the width must be a multiple of 32."""
-    rows, width = array.shape
-    out = np.empty((rows, block_bytes(kind, width)), np.uint8)
-    quantise = lib.nf_to_q8_0 if kind == "Q8_0" else lib.nf_to_q4_0
-    quantise(ffi.cast("void *", out.ctypes.data), _floats(array), rows, width)
+    count, code = array.size // values, _PACKED[kind]
+    _check(lib.nf_pack_blocks(code, nearest, blocks, given, _PACK_FORMS[form], count, threads))
     return out
 
 
