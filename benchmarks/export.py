@@ -79,7 +79,7 @@ def open_theirs(folder: str, dtype: str, _: int) -> Callable[[str], dict[str, fl
             writer.add_tensor(gguf_name(name), packed, raw_dtype=None if plain else kind)
         for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
             getattr(writer, step)()
-        with open(out, "rb+") as f:
+        with Path(out).open("rb+") as f:
             os.fsync(f.fileno())
         return {"seconds": time.perf_counter() - begun, "peak": field("VmHWM")}
 

@@ -13,16 +13,15 @@ import numpy.typing as npt
 
 from .. import _core, gguf_file
 from ..config import ModelConfig, RopeConfig, tensor_shapes
-from ..errors import ConfigError, ModelError, TokenizerError
+from ..errors import ConfigError, ModelError
 from ..events import Warning
 from ..files import made_ahead
 from ..gguf_file import Entry
 from ..models import family, inverse_frequencies
-from ..tokenizer import NO_TOKENIZER
 from ..weights import BLOCKS, STORED, F32Array, Tensor
 from . import from_half, gguf_tokenizer, safetensors, stored_parts, to_half
 from .gguf import FREQUENCIES, LONG, SHORT, frequency_divisors, gguf_name
-from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
+from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing, needed
 
 # quant -> (block type of most matrices, of the output head, general.file_type of llama.cpp)
 QUANTS = {
@@ -219,6 +218,7 @@ def packed(tensor: Tensor, dtype: str, where: str, *, threads: int = 1) -> npt.N
 
 # --- the format for `export`
 
+_WANTED = "llama.cpp loads no model without one"
 EXPORTS = {"gguf": ("f16", *(q for q in QUANTS if q != "f16"))}
 
 
@@ -229,16 +229,15 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
 
 def check_intended(name: str, intended: Intended) -> None:
     """See `outgoing.writers`."""
-    gguf_tokenizer.metadata_of(intended.tokenizer, intended.config)
+    gguf_tokenizer.metadata_of(needed(intended.tokenizer, _WANTED), intended.config)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write one .gguf file with the tokenizer and the chat template inside."""
     metadata = metadata_of(model.config, name=model.name, quant=model.quant)
-    if model.tokenizer is None:
-        raise TokenizerError(f"{model.base}: has no tokenizer, and llama.cpp loads no model without one", hint=NO_TOKENIZER)
-    metadata |= gguf_tokenizer.metadata_of(model.tokenizer, model.config)
-    template = gguf_tokenizer.file_template(model.tokenizer, model.template)
+    tokenizer = needed(model.tokenizer, _WANTED)
+    metadata |= gguf_tokenizer.metadata_of(tokenizer, model.config)
+    template = gguf_tokenizer.file_template(tokenizer, model.template)
     metadata |= {"tokenizer.chat_template": template, VERIFIED: " " * RECORD_BYTES}
     save(path, model.config, model.stored, quant=model.quant, metadata=metadata, threads=model.threads)
 

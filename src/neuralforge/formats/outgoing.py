@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from .. import gguf_file
 from ..config import LoraConfig, ModelConfig
-from ..errors import ConfigError, NeuralForgeError
+from ..errors import ConfigError, NeuralForgeError, TokenizerError
 from ..files import write_atomic
 from ..gguf_file import is_gguf
 from ..templates import ChatTemplate
-from ..tokenizer import Tokenizer
+from ..tokenizer import NO_TOKENIZER, Tokenizer
 from ..weights import F32Array, Tensor
 from .peft import Adapter
 
@@ -98,16 +98,19 @@ class Outgoing:
         """{canonical name: float32 array} with the adapter merged in."""
         return Lazy(self.stored, lambda name: self.stored[name].float32())
 
-    def only_adapter(self, format: str) -> Adapter:
-        """The adapter.
+    def only_adapter(self, format: str, *, dora: bool = False) -> Adapter:
+        """The adapter; `dora`: the format has a place for the lengths of its rows.
 
         Raises:
-            ConfigError: there is none, or it is DoRA, which has no plain pair.
+            ConfigError: there is none, or the format cannot hold it.
         """
-        if self.adapter is not None and self.adapter.magnitudes:
-            raise ConfigError(f"format={format!r}: a DoRA adapter can only be merged", hint="use the format gguf or hf")
         if self.adapter is None:
             raise ConfigError(f"format={format!r}: holds an adapter, and this model has none", hint="use the format gguf or hf")
+        if self.adapter.magnitudes and not dora:
+            raise ConfigError(
+                f"format={format!r}: has no place for the lengths of rows of a DoRA adapter",
+                hint="merge it: use the format gguf, ollama or hf; peft and mlx hold the adapter itself",
+            )
         return self.adapter
 
 
@@ -118,18 +121,29 @@ class Intended:
     Attributes:
         config: shape of the base.
         lora: what is trained; None where all weights are.
-        tokenizer, template: of the base.
+        tokenizer, template: of the base; None where it has no tokenizer.
     """
 
     config: ModelConfig
     lora: LoraConfig | None
-    tokenizer: Tokenizer
-    template: ChatTemplate
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None
 
     def needs_adapter(self) -> None:
         """Raises ConfigError where there will be none."""
         if self.lora is None:
             raise ConfigError("holds an adapter, and all weights are trained")
+
+
+def needed(tokenizer: Tokenizer | None, reason: str) -> Tokenizer:
+    """The tokenizer.
+
+    Raises:
+        TokenizerError: there is none; `reason` says who needs it.
+    """
+    if tokenizer is None:
+        raise TokenizerError(f"the model has no tokenizer, and {reason}", hint=NO_TOKENIZER)
+    return tokenizer
 
 
 def cannot_hold(name: str, intended: Intended) -> str | None:
