@@ -166,8 +166,7 @@ def plan(
 
 def cannot_export(model: Model, lora: LoraConfig | None) -> dict[str, str]:
     """{format: why it cannot hold what will be trained}, of the formats that cannot."""
-    words = (model.tokenizer, model.template) if model.has_tokenizer else (None, None)
-    intended = outgoing.Intended(model.config, lora, *words)
+    intended = outgoing.Intended(model.config, lora, model.tokenizer, model.template)
     reasons = {name: outgoing.cannot_hold(name, intended) for name in sorted(outgoing.writers())}
     return {name: reason for name, reason in reasons.items() if reason}
 

@@ -37,7 +37,7 @@ QUANTS = {
     "q5_k_m": ("Q5_K", "Q6_K", 17),
     "q6_k": ("Q6_K", "Q6_K", 18),
 }
-_PIECE = 1 << 21  # values that are packed and written at once: the memory of such pieces is used again and again
+_PIECE = 1 << 23  # values that are packed and written at once: the memory of such pieces is used again and again
 # where a row is not whole blocks of 256
 _SMALLER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3"}
@@ -218,7 +218,6 @@ def packed(tensor: Tensor, dtype: str, where: str, *, threads: int = 1) -> npt.N
 
 # --- the format for `export`
 
-_WANTED = "llama.cpp loads no model without one"
 EXPORTS = {"gguf": ("f16", *(q for q in QUANTS if q != "f16"))}
 
 
@@ -229,13 +228,13 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
 
 def check_intended(name: str, intended: Intended) -> None:
     """See `outgoing.writers`."""
-    gguf_tokenizer.metadata_of(needed(intended.tokenizer, _WANTED), intended.config)
+    gguf_tokenizer.metadata_of(intended.tokenizer, intended.config)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write one .gguf file with the tokenizer and the chat template inside."""
     metadata = metadata_of(model.config, name=model.name, quant=model.quant)
-    tokenizer = needed(model.tokenizer, _WANTED)
+    tokenizer = needed(model.tokenizer, "llama.cpp loads no model without one")
     metadata |= gguf_tokenizer.metadata_of(tokenizer, model.config)
     template = gguf_tokenizer.file_template(tokenizer, model.template)
     metadata |= {"tokenizer.chat_template": template, VERIFIED: " " * RECORD_BYTES}

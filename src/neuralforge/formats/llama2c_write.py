@@ -31,7 +31,6 @@ EXPORTS = {"llama2c": ("v0", "v1", "v2")}
 MODEL, TOKENIZER = "model.bin", "tokenizer.bin"
 _GROUP = 64  # values of one scale in version 2, halved until they divide every row
 _LEVELS = 127
-_WANTED = "run.c needs one"
 _FIRST_PIECES = ("<unk>", "\n<s>\n", "\n</s>\n")
 
 
@@ -58,12 +57,12 @@ def check_export(name: str, config: ModelConfig, quant: str) -> None:
 
 def check_intended(name: str, intended: Intended) -> None:
     """See `outgoing.writers`."""
-    tokenizer_bin(needed(intended.tokenizer, _WANTED), intended.config)
+    tokenizer_bin(intended.tokenizer, intended.config)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the folder; tokenizer_config.json in it is for our own reader, with what tokenizer.bin leaves out."""
-    tokenizer = needed(model.tokenizer, _WANTED)
+    tokenizer = needed(model.tokenizer, "run.c needs one")
     pieces = tokenizer_bin(tokenizer, model.config)
     folder = make_folder(path)
     settings = {

@@ -36,12 +36,9 @@ def check_intended(name: str, intended: Intended) -> None:
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the folder; of "ollama-lora" the base is the same file for every adapter, so that Ollama keeps it once."""
-    template = ChatTemplate(
-        model.template, model.tokenizer.token_names if model.tokenizer else {}, f"chat template of {model.base}"
-    )
-    lines = _from(name) + modelfile(
-        model.tokenizer, template, model.config
-    )  # before anything is written, because it may be refused
+    tokenizer = needed(model.tokenizer, "Ollama runs no model without one")
+    template = ChatTemplate(model.template, tokenizer.token_names, f"chat template of {model.base}")
+    lines = _from(name) + modelfile(tokenizer, template, model.config)  # before anything is written: it may be refused
     folder = make_folder(path)
     if name == "ollama":
         gguf_write.export("gguf", model, folder / MODEL)
@@ -56,14 +53,12 @@ def _from(name: str) -> list[str]:
     return [f"FROM ./{MODEL}"] if name == "ollama" else [f"FROM ./{BASE}", f"ADAPTER ./{ADAPTER}"]
 
 
-def modelfile(tokenizer: Tokenizer | None, template: ChatTemplate | None, config: ModelConfig) -> list[str]:
+def modelfile(tokenizer: Tokenizer, template: ChatTemplate, config: ModelConfig) -> list[str]:
     """TEMPLATE, SYSTEM where the model's own chat template has one, and a stop parameter for each text that ends a turn.
 
     Raises:
-        TokenizerError: there is no tokenizer. ExportError: the chat template has no form in Go's template language.
+        ExportError: the chat template has no form in Go's template language.
     """
-    tokenizer = needed(tokenizer, "Ollama runs no model without one")
-    assert template is not None  # it comes with the tokenizer
     known, system = recognise(template)
     text = go_template(
         known,

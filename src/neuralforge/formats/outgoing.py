@@ -121,13 +121,13 @@ class Intended:
     Attributes:
         config: shape of the base.
         lora: what is trained; None where all weights are.
-        tokenizer, template: of the base; None where it has no tokenizer.
+        tokenizer, template: of the base.
     """
 
     config: ModelConfig
     lora: LoraConfig | None
-    tokenizer: Tokenizer | None
-    template: ChatTemplate | None
+    tokenizer: Tokenizer
+    template: ChatTemplate
 
     def needs_adapter(self) -> None:
         """Raises ConfigError where there will be none."""
