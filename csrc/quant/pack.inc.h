@@ -28,6 +28,7 @@ typedef uint8_t vb __attribute__((vector_size(LANES)));
 #define fit_symmetric NF_NAME(fit_symmetric)
 #define fit_eight NF_NAME(fit_eight)
 #define fit_four NF_NAME(fit_four)
+#define as_half NF_NAME(as_half)
 #define pack_eight NF_NAME(pack_eight)
 #define pack_four NF_NAME(pack_four)
 #define lanes_of NF_NAME(lanes_of)
@@ -236,8 +237,17 @@ NF_KERNEL void fit_eight(float *scale, const float *t) {
     memcpy(scale, &best_scale, sizeof best_scale);
 }
 
-/* scale, of either sign, so that x ~ scale q with -8 <= q <= 7, by least squares, after rounding with steps that take the value
-   of largest size to a place from 7 to 9 steps off, on either side.  All values weigh the same. */
+/* Each value as float16 has it; what is too large becomes infinity. */
+NF_INLINE vf as_half(vf v) {
+    const vf zero = {0};
+    vi sign = (vi)v & INT32_MIN, size = (vi)v & INT32_MAX;
+    vf normal = (vf)((size + 0xfff + (size >> 13 & 1)) & ~0x1fff), small = ((vf)size + 0.5f) - 0.5f;
+    vf near = choose((vf)size < zero + 0x1p-14f, small, normal);
+    return (vf)((vi)choose((vf)size < zero + 65520.0f, near, zero + INFINITY) | sign);
+}
+
+/* The scale of least squared error, x ~ scale q with -8 <= q <= 7, among some: those that take the value of largest size to a
+   place from 7 to 9 steps off, on either side, as float16 has them. */
 NF_KERNEL void fit_four(float *scale, const float *t) {
     const vf zero = {0};
     vf top = zero, value = zero;
@@ -245,30 +255,27 @@ NF_KERNEL void fit_four(float *scale, const float *t) {
         vf x = vload(t + i * LANES), a = vmax(x, -x);
         value = choose(a > top, x, value), top = vmax(a, top);
     }
-    vf unit = 1.0f / choose(top > zero, value, zero + 1.0f), best = zero, best_scale = zero;
-    vf inverse[TRIED], sqqs[TRIED], sxqs[TRIED];
+    vf least = zero + INFINITY, best = value / -8.0f, d[TRIED], inverse[TRIED], errors[TRIED];
     for (int k = 0; k < 18; k++) {
         int tried = k % TRIED;
         if (tried == 0) {
             for (int c = 0; c < TRIED; c++) {
-                float steps = 7.0f + 0.25f * (float)(((k + c) / 2 + 4) % 9); /* 8 first: exact for one value alone */
-                inverse[c] = unit * ((k + c) % 2 ? steps : -steps);
-                sqqs[c] = sxqs[c] = zero;
+                float steps = 7.0f + 0.25f * (float)((k + c) / 2);
+                d[c] = as_half(value / ((k + c) % 2 ? steps : -steps));
+                inverse[c] = 1.0f / choose(d[c] == zero, zero + 1.0f, d[c]), errors[c] = zero;
             }
             for (int i = 0; i < 32; i++) {
                 vf x = vload(t + i * LANES);
                 for (int c = 0; c < TRIED; c++) {
-                    vf q = vmin(vmax(vround(x * inverse[c]), zero - 8.0f), zero + 7.0f);
-                    sqqs[c] += q * q, sxqs[c] += x * q;
+                    vf q = vmin(vmax(vround(x * inverse[c]), zero - 8.0f), zero + 7.0f), e = x - d[c] * q;
+                    errors[c] += e * e;
                 }
             }
         }
-        vf sqq = sqqs[tried], sxq = sxqs[tried];
-        vf safe = choose(sqq > zero, sqq, zero + 1.0f), gain = sxq * sxq / safe;
-        vi better = gain > best;
-        best = choose(better, gain, best), best_scale = choose(better, sxq / safe, best_scale);
+        vi better = (errors[tried] < least) & (d[tried] != zero);
+        least = choose(better, errors[tried], least), best = choose(better, d[tried], best);
     }
-    memcpy(scale, &best_scale, sizeof best_scale);
+    memcpy(scale, &best, sizeof best);
 }
 
 /* -------- K blocks -------- */
@@ -435,6 +442,7 @@ NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, int nearest, uint8_t *out, cons
 #undef fit_symmetric
 #undef fit_eight
 #undef fit_four
+#undef as_half
 #undef pack_eight
 #undef pack_four
 #undef lanes_of

@@ -36,6 +36,8 @@ def check_intended(name: str, intended: Intended) -> None:
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the folder; of "ollama-lora" the base is the same file for every adapter, so that Ollama keeps it once."""
+    if name == "ollama-lora":
+        model.only_adapter(name)
     tokenizer = needed(model.tokenizer, "Ollama runs no model without one")
     template = ChatTemplate(model.template, tokenizer.token_names, f"chat template of {model.base}")
     lines = _from(name) + modelfile(tokenizer, template, model.config)  # before anything is written: it may be refused
