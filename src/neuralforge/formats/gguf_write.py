@@ -21,7 +21,7 @@ from ..models import family, inverse_frequencies
 from ..weights import BLOCKS, STORED, F32Array, Tensor
 from . import from_half, gguf_tokenizer, safetensors, stored_parts, to_half
 from .gguf import FREQUENCIES, LONG, SHORT, frequency_divisors, gguf_name
-from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing, needed
+from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
 
 # quant -> (block type of most matrices, of the output head, general.file_type of llama.cpp)
 QUANTS = {
@@ -234,7 +234,7 @@ def check_intended(name: str, intended: Intended) -> None:
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write one .gguf file with the tokenizer and the chat template inside."""
     metadata = metadata_of(model.config, name=model.name, quant=model.quant)
-    tokenizer = needed(model.tokenizer, "llama.cpp loads no model without one")
+    tokenizer = model.need_tokenizer("llama.cpp loads no model without one")
     metadata |= gguf_tokenizer.metadata_of(tokenizer, model.config)
     template = gguf_tokenizer.file_template(tokenizer, model.template)
     metadata |= {"tokenizer.chat_template": template, VERIFIED: " " * RECORD_BYTES}

@@ -25,7 +25,7 @@ from ..tokenizer import Tokenizer
 from ..weights import F32Array
 from . import from_half, gguf_tokenizer, safetensors, to_half
 from .llama2c import EPS, MAGIC, THETA, V0_ORDER, V1_HEADER, V1_ORDER, names_of
-from .outgoing import Intended, Outgoing, needed
+from .outgoing import Intended, Outgoing
 
 EXPORTS = {"llama2c": ("v0", "v1", "v2")}
 MODEL, TOKENIZER = "model.bin", "tokenizer.bin"
@@ -62,7 +62,7 @@ def check_intended(name: str, intended: Intended) -> None:
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the folder; tokenizer_config.json in it is for our own reader, with what tokenizer.bin leaves out."""
-    tokenizer = needed(model.tokenizer, "run.c needs one")
+    tokenizer = model.need_tokenizer("run.c needs one")
     pieces = tokenizer_bin(tokenizer, model.config)
     folder = make_folder(path)
     settings = {

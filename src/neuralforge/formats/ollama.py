@@ -14,7 +14,7 @@ from ..go_templates import go_template, recognise
 from ..templates import ChatTemplate
 from ..tokenizer import Tokenizer
 from . import gguf_adapter, gguf_tokenizer, gguf_write
-from .outgoing import Intended, Outgoing, needed
+from .outgoing import Intended, Outgoing
 
 _QUANTS = gguf_write.EXPORTS["gguf"]
 EXPORTS = {"ollama": _QUANTS, "ollama-lora": _QUANTS}
@@ -38,7 +38,7 @@ def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the folder; of "ollama-lora" the base is the same file for every adapter, so that Ollama keeps it once."""
     if name == "ollama-lora":
         model.only_adapter(name)
-    tokenizer = needed(model.tokenizer, "Ollama runs no model without one")
+    tokenizer = model.need_tokenizer("Ollama runs no model without one")
     template = ChatTemplate(model.template, tokenizer.token_names, f"chat template of {model.base}")
     lines = _from(name) + modelfile(tokenizer, template, model.config)  # before anything is written: it may be refused
     folder = make_folder(path)

@@ -98,6 +98,16 @@ class Outgoing:
         """{canonical name: float32 array} with the adapter merged in."""
         return Lazy(self.stored, lambda name: self.stored[name].float32())
 
+    def need_tokenizer(self, reason: str) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            TokenizerError: there is none; `reason` says who needs it.
+        """
+        if self.tokenizer is None:
+            raise TokenizerError(f"{self.base}: has no tokenizer, and {reason}", hint=NO_TOKENIZER)
+        return self.tokenizer
+
     def only_adapter(self, format: str, *, dora: bool = False) -> Adapter:
         """The adapter; `dora`: the format has a place for the lengths of its rows.
 
@@ -133,17 +143,6 @@ class Intended:
         """Raises ConfigError where there will be none."""
         if self.lora is None:
             raise ConfigError("holds an adapter, and all weights are trained")
-
-
-def needed(tokenizer: Tokenizer | None, reason: str) -> Tokenizer:
-    """The tokenizer.
-
-    Raises:
-        TokenizerError: there is none; `reason` says who needs it.
-    """
-    if tokenizer is None:
-        raise TokenizerError(f"the model has no tokenizer, and {reason}", hint=NO_TOKENIZER)
-    return tokenizer
 
 
 def cannot_hold(name: str, intended: Intended) -> str | None:
