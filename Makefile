@@ -108,7 +108,7 @@ sanitize: build $(C_TESTS:%=build/c/sanitize/%)
 	$(call run_c_tests,sanitize)
 	NF_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$(PRELOAD)" PYTHONPATH=$(SANITIZED) \
-	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer*.py tests/test_cpu_engine.py tests/test_mil*.py)
+	    $(PY) -m pytest -m "not slow" $(wildcard tests/test_formats_*.py tests/test_tokenizer*.py tests/test_damaged_files.py tests/test_cpu_engine.py tests/test_mil*.py)
 
 # --- the bridge to the Neural Engine on GNUstep, against the simulator; needs clang, gobjc and libgnustep-base-dev
 

@@ -180,7 +180,7 @@ def test_weights_are_taken_in_every_stored_form_and_once(dtype):
         if dtype == "BF16":
             tensor = Tensor(name, dtype, (values.view(np.uint32) >> 16).astype(np.uint16), "memory")
         elif dtype == "Q8_0" and values.ndim == 2:
-            tensor = Tensor(name, dtype, _core.to_blocks(values, dtype), "memory")
+            tensor = Tensor(name, dtype, _core.pack_blocks(values, dtype, threads=1), "memory")
         elif dtype == "F32":
             tensor = Tensor(name, dtype, np.frombuffer(b"1" + values.tobytes(), np.uint8)[1:].view("<f4"), "unaligned")
             tensor = dataclasses.replace(tensor, data=tensor.data.reshape(values.shape))

@@ -205,6 +205,17 @@ def test_what_a_modelfile_cannot_hold_is_refused(tmp_path: Path, tiny_llama: Cal
         nf.export(tiny_llama("other"), tmp_path / "out", format="ollama-lora")
 
 
+@pytest.mark.parametrize(
+    ("kind", "who"), [("gguf", "llama.cpp"), ("lmstudio", "llama.cpp"), ("ollama", "Ollama"), ("llama2c", "run.c")]
+)
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, tiny_llama: Callable[..., Path], kind: str, who: str) -> None:
+    folder = tiny_llama()
+    (folder / "tokenizer.bin").unlink()
+    with pytest.raises(nf.TokenizerError, match=f"tiny: has no tokenizer, and {who}"):
+        nf.export(folder, tmp_path / "out", format=kind)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
+
+
 def test_a_folder_for_lm_studio(tmp_path: Path, tiny_llama: Callable[..., Path]) -> None:
     model = adapted(Model.from_pretrained(tiny_llama(hidden_size=64, head_dim=16), threads=1))
     done = nf.export(model, tmp_path / "tale", format="lmstudio", quant="q8_0")

@@ -93,7 +93,9 @@ def test_mlx_lm_reads_our_models_and_adapters(tmp_path: Path, mx: Any, name: str
 def test_we_read_the_adapters_of_mlx_lm(
     tmp_path: Path, mx: Any, name: str, layers: int, parameters: dict[str, Any], dora: bool
 ) -> None:
-    """On the base as a folder, and as a GGUF file, whose rows may be in interleaved order."""
+    """On the base as a folder, and as a GGUF file, whose rows may be in interleaved order; written again, mlx-lm reads them."""
+    from mlx_lm.tuner.utils import load_adapters
+
     model = family(name, tmp_path / "model")
     plain = model.logits(ids(model))
     nf.export(model, tmp_path / "base", format="hf", quant="f32")
@@ -107,6 +109,9 @@ def test_we_read_the_adapters_of_mlx_lm(
         np.testing.assert_allclose(ours.logits(ids(model)), wanted, atol=ATOL)
         done = nf.export(ours, tmp_path / f"of {base}", format="hf", quant="f32")
         np.testing.assert_allclose(logits(mx, theirs(done.path), ids(model)), wanted, atol=ATOL)
+        again = nf.export(ours, tmp_path / f"again {base}", format="mlx")
+        with_adapter = load_adapters(theirs(tmp_path / "base"), again.path)
+        np.testing.assert_allclose(logits(mx, with_adapter, ids(model)), wanted, atol=ATOL)
 
 
 @pytest.mark.slow

@@ -448,12 +448,49 @@ def test_dora_of_peft_gives_its_logits(tmp_path: Path, family: str, settings: di
     done = nf.export(model, tmp_path / "out", format="hf", quant="f32")
     assert done.verification is not None and done.verification.kl < 1e-6
     np.testing.assert_allclose(nf.Model.from_pretrained(done.path, threads=1).logits(ids), wanted, atol=1e-4)
-    for kind in ("peft", "gguf-lora", "mlx"):
-        with pytest.raises(nf.ConfigError, match="a DoRA adapter can only be merged"):
+    for kind in ("peft", "mlx"):
+        done = nf.export(model, tmp_path / kind, format=kind)
+        assert done.verification is not None and done.verification.kl < 1e-6
+        again = nf.Model.from_pretrained(folder, threads=1).load_adapter(done.path)
+        np.testing.assert_allclose(again.logits(ids), wanted, atol=1e-4)
+    peft = pytest.importorskip("peft", reason="the oracle is peft")
+    with torch.no_grad():
+        read = peft.PeftModel.from_pretrained(
+            family_models.make(family, vocab_size=base.config.vocab_size), tmp_path / "peft"
+        ).eval()
+        np.testing.assert_allclose(read(torch.tensor([ids])).logits[0].numpy(), wanted, atol=1e-4)
+    for kind in ("gguf-lora", "ollama-lora"):
+        with pytest.raises(nf.ConfigError, match=f"format='{kind}': has no place for the lengths of rows of a DoRA"):
             nf.export(model, tmp_path / "no", format=kind)
-    assert model.adapter is not None
-    with pytest.raises(AdapterError, match="DoRA is only read"):
-        model.adapter.save_pretrained(tmp_path / "no")
+
+
+def test_dora_that_is_read_is_written_as_it_was(saved: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    def keep_one_layer(tensors: dict[str, np.ndarray]) -> None:
+        for name in [n for n in tensors if ".layers.0." in n]:
+            del tensors[name]
+
+    for change in (lambda t: None, keep_one_layer):
+        _dora(change)(saved)
+        if change is keep_one_layer:
+            config = json.loads((saved / CONFIG).read_text()) | {"layers_to_transform": [1]}
+            (saved / CONFIG).write_text(json.dumps(config))
+        ours.load(saved, MODEL).save_pretrained(tmp_path / "again")
+        before, after = load_file(saved / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+        assert before.keys() == after.keys() and all(np.array_equal(before[n], after[n]) for n in before)
+        mine, again = ours.load(saved, MODEL), ours.load(tmp_path / "again", MODEL)
+        assert np.array_equal(mine.params.flat, again.params.flat)
+        assert mine.magnitudes.keys() == again.magnitudes.keys() and mine.magnitudes
+
+
+def test_dora_of_a_part_of_a_fused_tensor_is_not_written(tmp_path: Path) -> None:
+    config = replace(MODEL, model_type="phi3")
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    lengths = {"model.layers.0.self_attn.q_proj.weight": np.ones(32, np.float32)}
+    half = ours.Adapter(lora, config, new_params(config, lora, seed=0), "", "", lengths)
+    with pytest.raises(AdapterError, match=r"lengths for .*q_proj\.weight alone, and the model's files hold it in .*qkv_proj"):
+        half.save_pretrained(tmp_path / "half")
 
 
 def test_dora_scales_rows_to_their_magnitudes(saved: Path) -> None:

@@ -60,8 +60,4 @@ int64_t nf_blocks_scratch(void);
    Only with NF_BLOCK_VNNI. */
 void nf_blocks_strip(const nf_blocks *b, uint16_t *out, int64_t o0, int64_t rows, int64_t at);
 
-/* Rows of float32 to Q8_0, to the nearest, and to Q4_0 with the scale of least squared error. width: whole blocks. */
-void nf_to_q8_0(void *out, const float *x, int64_t rows, int64_t width);
-void nf_to_q4_0(void *out, const float *x, int64_t rows, int64_t width);
-
 #endif

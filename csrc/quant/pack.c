@@ -3,6 +3,7 @@
 #include "pack.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -90,7 +91,7 @@ static inline void four_lanes_of(float *t, const float *x, int n) {
 #undef NF_MAX
 #endif
 
-typedef void (*pack_function)(nf_block_kind kind, uint8_t *out, const float *x, int64_t blocks);
+typedef void (*pack_function)(nf_block_kind kind, int nearest, uint8_t *out, const float *x, int64_t blocks);
 
 static pack_function choose_function(void) {
 #if defined(__x86_64__)
@@ -104,42 +105,84 @@ static pack_function choose_function(void) {
 typedef struct pack_job {
     pack_function pack;
     nf_block_kind kind;
+    int nearest;
+    nf_pack_form form;
     uint8_t *out;
-    const float *x;
+    const uint8_t *values;
     int64_t blocks;
+    atomic_llong nonfinite, too_large; /* the first block that is; `blocks` when there is none */
 } pack_job;
 
+static void note_first(atomic_llong *first, int64_t block) {
+    long long known = atomic_load(first);
+    while (block < known && !atomic_compare_exchange_weak(first, &known, block)) {
+    }
+}
+
+/* x (n,) = values as float32; they may lie at any address. */
+static void widen(float *x, const uint8_t *values, nf_pack_form form, int64_t n) {
+    if (form == NF_PACK_F32) memcpy(x, values, (size_t)n * sizeof *x);
+    for (int64_t i = 0; form != NF_PACK_F32 && i < n; i++) {
+        uint16_t half;
+        memcpy(&half, values + 2 * i, sizeof half);
+        if (form == NF_PACK_F16) {
+            x[i] = nf_half_to_float(half);
+            continue;
+        }
+        uint32_t bits = (uint32_t)half << 16;
+        memcpy(x + i, &bits, sizeof bits);
+    }
+}
+
+/* Whether an exponent is full. */
+static int any_nonfinite(const float *x, int64_t n) {
+    int found = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        found |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    return found;
+}
+
+/* Whether a scale or minimum of a packed block is infinite. */
+static int overflows(nf_block_kind kind, const uint8_t *block) {
+    int two = kind == NF_BLOCK_Q4_1 || kind == NF_BLOCK_Q5_1 || kind == NF_BLOCK_Q4_K || kind == NF_BLOCK_Q5_K;
+    const uint8_t *at = block + (kind == NF_BLOCK_Q6_K ? 208 : 0);
+    return (at[1] & 0x7c) == 0x7c || (two && (at[3] & 0x7c) == 0x7c);
+}
+
+/* Everything is done to a group while it is in the cache. */
 static void pack_group(void *context, int64_t index, int worker) {
-    const pack_job *j = context;
+    pack_job *j = context;
+    float x[GROUP * SUPER];
     int64_t first = index * GROUP, count = j->blocks - first < GROUP ? j->blocks - first : GROUP;
+    int64_t each = nf_block_values(j->kind), bytes = nf_block_bytes(j->kind);
+    uint8_t *out = j->out + first * bytes;
     (void)worker;
-    j->pack(j->kind, j->out + first * nf_block_bytes(j->kind), j->x + first * nf_block_values(j->kind), count);
+    widen(x, j->values + first * each * (j->form == NF_PACK_F32 ? 4 : 2), j->form, count * each);
+    if (any_nonfinite(x, count * each)) {
+        int64_t bad = 0;
+        while (!any_nonfinite(x + bad * each, each)) bad++;
+        note_first(&j->nonfinite, first + bad);
+        return;
+    }
+    j->pack(j->kind, j->nearest, out, x, count);
+    for (int64_t b = 0; b < count; b++)
+        if (overflows(j->kind, out + b * bytes)) note_first(&j->too_large, first + b);
 }
 
-/* Where the half-precision numbers of a block lie, and how many they are. */
-static int halves_of(nf_block_kind kind, int64_t *at) {
-    *at = kind == NF_BLOCK_Q6_K ? 208 : 0;
-    return kind == NF_BLOCK_Q4_1 || kind == NF_BLOCK_Q5_1 || kind == NF_BLOCK_Q4_K || kind == NF_BLOCK_Q5_K ? 2 : 1;
-}
-
-static nf_status check_scales(nf_block_kind kind, const uint8_t *out, int64_t blocks) {
-    int64_t at;
-    int count = halves_of(kind, &at);
-    for (int64_t b = 0; b < blocks; b++)
-        for (int i = 0; i < count; i++)
-            if ((out[b * nf_block_bytes(kind) + at + 2 * i + 1] & 0x7c) == 0x7c)
-                return nf_fail(NF_ERR_ARGUMENT, "block %lld holds values that are too large for a half-precision scale",
-                               (long long)b);
-    return NF_OK;
-}
-
-nf_status nf_pack_blocks(nf_block_kind kind, uint8_t *out, const float *x, int64_t blocks, int threads) {
+nf_status nf_pack_blocks(nf_block_kind kind, int nearest, uint8_t *out, const void *values, nf_pack_form form, int64_t blocks,
+                         int threads) {
     if ((int)kind < 0 || kind >= NF_BLOCK_KINDS) return nf_fail(NF_ERR_ARGUMENT, "no block type %d", (int)kind);
     int64_t groups = (blocks + GROUP - 1) / GROUP;
-    pack_job job = {choose_function(), kind, out, x, blocks};
+    pack_job job = {choose_function(), kind, nearest, form, out, values, blocks, blocks, blocks};
     nf_pool *pool = NULL;
     NF_TRY(nf_pool_new(&pool, groups < threads ? (groups > 0 ? (int)groups : 1) : threads));
     nf_pool_run(pool, groups, pack_group, &job);
     nf_pool_free(pool);
-    return check_scales(kind, out, blocks);
+    long long nonfinite = atomic_load(&job.nonfinite), too_large = atomic_load(&job.too_large);
+    if (nonfinite < blocks) return nf_fail(NF_ERR_ARGUMENT, "block %lld holds NaN or infinite values", nonfinite);
+    if (too_large == blocks) return NF_OK;
+    return nf_fail(NF_ERR_ARGUMENT, "block %lld holds values that are too large for a half-precision scale", too_large);
 }

@@ -24,9 +24,13 @@ typedef uint8_t vb __attribute__((vector_size(LANES)));
 #define vload NF_NAME(vload)
 #define levels NF_NAME(levels)
 #define fit_range NF_NAME(fit_range)
+#define sum_levels NF_NAME(sum_levels)
 #define fit_symmetric NF_NAME(fit_symmetric)
 #define fit_eight NF_NAME(fit_eight)
+#define fit_four NF_NAME(fit_four)
+#define as_half NF_NAME(as_half)
 #define pack_eight NF_NAME(pack_eight)
+#define pack_four NF_NAME(pack_four)
 #define lanes_of NF_NAME(lanes_of)
 #define pack_simple NF_NAME(pack_simple)
 #define pack_range NF_NAME(pack_range)
@@ -110,6 +114,22 @@ NF_INLINE void lanes_of(float *t, const float *x, int n, int given) {
     }
 }
 
+/* For each of `tries` steps the sums of w q, w q q and w q x, where q is x in those steps, at most `top`. */
+NF_INLINE void sum_levels(vf *sqs, vf *sqqs, vf *sxqs, const vf *inverse, const float *above, const float *w, float top,
+                          int tries) {
+    const vf zero = {0};
+    for (int c = 0; c < tries; c++) sqs[c] = sqqs[c] = sxqs[c] = zero;
+    for (int i = 0; i < 32; i++) {
+        vf over = vload(above + i * LANES), weight = vload(w + i * LANES);
+        for (int c = 0; c < tries; c++) {
+            vf q = vround(over * inverse[c]);
+            if (top < INFINITY) q = vmin(q, zero + top);
+            vf wq = weight * q;
+            sqs[c] += wq, sqqs[c] += wq * q, sxqs[c] += wq * over;
+        }
+    }
+}
+
 /* scale and minimum (>= 0) so that x ~ scale q - minimum with 0 <= q <= top.  Each candidate step between the levels
    gives a rounding, each rounding its best line by weighted least squares; the least weighted error wins.  Large values
    weigh more: |x| + the part's root mean square. */
@@ -134,17 +154,14 @@ NF_KERNEL void fit_range(float *scale, float *minimum, const float *t, float top
     for (int k = -1; k < steps; k++) {
         int tried = (k + 1) % TRIED;
         if (tried == 0) {
-            for (int c = 0; c < TRIED; c++) {
-                inverse[c] = (top + (k + c < 0 ? 0.0f : first + step * (float)(k + c))) / spread;
-                sqs[c] = sqqs[c] = sxqs[c] = zero;
-            }
-            for (int i = 0; i < 32; i++) {
-                vf over = vload(above + i * LANES), weight = vload(w + i * LANES);
-                for (int c = 0; c < TRIED; c++) {
-                    vf q = vmin(vround(over * inverse[c]), zero + top), wq = weight * q;
-                    sqs[c] += wq, sqqs[c] += wq * q, sxqs[c] += wq * over;
-                }
-            }
+            float last = first + step * (float)(k + TRIED - 1);
+            for (int c = 0; c < TRIED; c++) inverse[c] = (top + (k + c < 0 ? 0.0f : first + step * (float)(k + c))) / spread;
+            if (last < 0.49f) /* nothing can be rounded beyond the top */
+                sum_levels(sqs, sqqs, sxqs, inverse, above, w, INFINITY, TRIED);
+            else if (k + TRIED / 2 < steps)
+                sum_levels(sqs, sqqs, sxqs, inverse, above, w, top, TRIED);
+            else
+                sum_levels(sqs, sqqs, sxqs, inverse, above, w, top, TRIED / 2);
         }
         vf sq = sqs[tried], sqq = sqqs[tried], sxq = sxqs[tried];
         vf determinant = sum_w * sqq - sq * sq;
@@ -218,6 +235,47 @@ NF_KERNEL void fit_eight(float *scale, const float *t) {
         best = choose(better, gain, best), best_scale = choose(better, sxq / safe, best_scale);
     }
     memcpy(scale, &best_scale, sizeof best_scale);
+}
+
+/* Each value as float16 has it; what is too large becomes infinity. */
+NF_INLINE vf as_half(vf v) {
+    const vf zero = {0};
+    vi sign = (vi)v & INT32_MIN, size = (vi)v & INT32_MAX;
+    vf normal = (vf)((size + 0xfff + (size >> 13 & 1)) & ~0x1fff), small = ((vf)size + 0.5f) - 0.5f;
+    vf near = choose((vf)size < zero + 0x1p-14f, small, normal);
+    return (vf)((vi)choose((vf)size < zero + 65520.0f, near, zero + INFINITY) | sign);
+}
+
+/* The scale of least squared error, x ~ scale q with -8 <= q <= 7, among some: those that take the value of largest size to a
+   place from 7 to 9 steps off, on either side, as float16 has them. */
+NF_KERNEL void fit_four(float *scale, const float *t) {
+    const vf zero = {0};
+    vf top = zero, value = zero;
+    for (int i = 0; i < 32; i++) {
+        vf x = vload(t + i * LANES), a = vmax(x, -x);
+        value = choose(a > top, x, value), top = vmax(a, top);
+    }
+    vf least = zero + INFINITY, best = value / -8.0f, d[TRIED], inverse[TRIED], errors[TRIED];
+    for (int k = 0; k < 18; k++) {
+        int tried = k % TRIED;
+        if (tried == 0) {
+            for (int c = 0; c < TRIED; c++) {
+                float steps = 7.0f + 0.25f * (float)((k + c) / 2);
+                d[c] = as_half(value / ((k + c) % 2 ? steps : -steps));
+                inverse[c] = 1.0f / choose(d[c] == zero, zero + 1.0f, d[c]), errors[c] = zero;
+            }
+            for (int i = 0; i < 32; i++) {
+                vf x = vload(t + i * LANES);
+                for (int c = 0; c < TRIED; c++) {
+                    vf q = vmin(vmax(vround(x * inverse[c]), zero - 8.0f), zero + 7.0f), e = x - d[c] * q;
+                    errors[c] += e * e;
+                }
+            }
+        }
+        vi better = (errors[tried] < least) & (d[tried] != zero);
+        least = choose(better, errors[tried], least), best = choose(better, d[tried], best);
+    }
+    memcpy(scale, &best, sizeof best);
 }
 
 /* -------- K blocks -------- */
@@ -315,6 +373,24 @@ NF_KERNEL void pack_eight(uint8_t *out, const float *x, int64_t blocks) {
     }
 }
 
+/* Q4_0 with the scale of least squared error, 16 blocks at once. */
+NF_KERNEL void pack_four(uint8_t *out, const float *x, int64_t blocks) {
+    float t[32 * LANES], scale[LANES];
+    for (int64_t b = 0; b < blocks; b += LANES) {
+        int given = blocks - b < LANES ? (int)(blocks - b) : LANES;
+        lanes_of(t, x + 32 * b, 32, given);
+        fit_four(scale, t);
+        for (int i = 0; i < given; i++) {
+            uint8_t *block = out + (b + i) * nf_block_bytes(NF_BLOCK_Q4_0), q[32];
+            uint16_t d = nf_float_to_half(scale[i]);
+            float unit = nf_half_to_float(d);
+            put_half(block, d);
+            levels(q, x + 32 * (b + i), 32, unit != 0.0f ? 1.0f / unit : 0.0f, 0.0f, -8.0f, 7.0f, 8);
+            NF_NAME(put_levels)(block + 2, q, 0);
+        }
+    }
+}
+
 NF_KERNEL void pack_simple(nf_block_kind kind, uint8_t *out, const float *x) {
     switch (kind) {
     case NF_BLOCK_Q4_0:
@@ -334,13 +410,17 @@ NF_KERNEL void pack_simple(nf_block_kind kind, uint8_t *out, const float *x) {
     }
 }
 
-NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, uint8_t *out, const float *x, int64_t blocks) {
+NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, int nearest, uint8_t *out, const float *x, int64_t blocks) {
     if (kind == NF_BLOCK_Q4_K || kind == NF_BLOCK_Q5_K) {
         pack_range(out, x, blocks, kind == NF_BLOCK_Q5_K);
         return;
     }
     if (kind == NF_BLOCK_Q8_0) {
         pack_eight(out, x, blocks);
+        return;
+    }
+    if (kind == NF_BLOCK_Q4_0 && nearest) {
+        pack_four(out, x, blocks);
         return;
     }
     for (int64_t b = 0; b < blocks; b++) pack_simple(kind, out + b * nf_block_bytes(kind), x + b * nf_block_values(kind));
@@ -358,9 +438,13 @@ NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, uint8_t *out, const float *x, i
 #undef vload
 #undef levels
 #undef fit_range
+#undef sum_levels
 #undef fit_symmetric
 #undef fit_eight
+#undef fit_four
+#undef as_half
 #undef pack_eight
+#undef pack_four
 #undef lanes_of
 #undef pack_simple
 #undef pack_range

@@ -57,6 +57,7 @@ _PACKED = BLOCKS | {
     "Q5_1": lib.NF_BLOCK_Q5_1,
     "Q5_K": lib.NF_BLOCK_Q5_K,
 }
+_PACK_FORMS = {"F32": lib.NF_PACK_F32, "F16": lib.NF_PACK_F16, "BF16": lib.NF_PACK_BF16}
 GRADIENTS = {"none": lib.NF_GRADIENTS_NONE, "add": lib.NF_GRADIENTS_ADD, "write": lib.NF_GRADIENTS_WRITE}
 CACHES = {"f32": lib.NF_CACHE_F32, "f16": lib.NF_CACHE_F16, "int8": lib.NF_CACHE_INT8}
 _default_threads = [0]  # see set_num_threads
@@ -163,27 +164,23 @@ def to_int8(array: F32) -> tuple[npt.NDArray[np.int8], F32]:
     return out, scale
 
 
-def pack_blocks(array: F32, kind: str, *, threads: int) -> U8:
-    """Rows of blocks (..., bytes) of finite float32 rows whose width is a multiple of the block; see quant/pack.h.
+def pack_blocks(array: npt.NDArray[Any], kind: str, *, threads: int, form: str = "F32", nearest: bool = False) -> U8:
+    """Rows of blocks (..., bytes) of rows whose width is a multiple of the block; see quant/pack.h.
+
+    `form` says what the values of `array` are, as `weights.STORED` has them; they may lie at any address. With `nearest` Q4_0
+    is nearer to them than llama.cpp's.
 
     Raises:
-        ConfigError: a value is too large for a half-precision scale.
+        ConfigError: a value is NaN, infinite, or too large for a half-precision scale.
     """
     width, values = array.shape[-1], int(lib.nf_block_values(_PACKED[kind]))
     if width % values:
         raise ValueError(f"rows of {width} values are not whole {kind} blocks")
+    array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     out = np.empty((*array.shape[:-1], block_bytes(kind, width)), np.uint8)
-    blocks = ffi.cast("uint8_t *", out.ctypes.data)
-    _check(lib.nf_pack_blocks(_PACKED[kind], blocks, _floats(array), array.size // values, threads))
-    return out
-
-
-def to_blocks(array: F32, kind: str) -> U8:
-    """Rows of a float32 matrix as rows of blocks, "Q8_0" or "Q4_0"; the width must be a multiple of 32."""
-    rows, width = array.shape
-    out = np.empty((rows, block_bytes(kind, width)), np.uint8)
-    quantise = lib.nf_to_q8_0 if kind == "Q8_0" else lib.nf_to_q4_0
-    quantise(ffi.cast("void *", out.ctypes.data), _floats(array), rows, width)
+    given, blocks = ffi.cast("void *", array.ctypes.data), ffi.cast("uint8_t *", out.ctypes.data)
+    count, code = array.size // values, _PACKED[kind]
+    _check(lib.nf_pack_blocks(code, nearest, blocks, given, _PACK_FORMS[form], count, threads))
     return out
 
 

@@ -17,13 +17,13 @@ from .events import Warning
 from .files import fsync_dir, make_folder, output_error
 from .formats import outgoing
 from .formats.outgoing import Lazy, Outgoing
-from .lora import merged
+from .lora import merged, pair_names
 from .model import Model, resolve
 from .run import Run
 from .template_texts import BUILT_IN
 from .verify import Verification, Written
 from .verify import verify as compare
-from .weights import STORED, F32Array, Tensor
+from .weights import STORED, Tensor
 
 
 @dataclass(frozen=True)
@@ -143,17 +143,17 @@ def outgoing_of(model: Model, place: Path, quant: str) -> Outgoing:
         read[:] = [model.weights[name]]
         return read[0]
 
-    def with_adapter(name: str) -> F32Array:
-        if model.adapter is None:
-            return next_tensor(name).float32()
-        a = model.adapter
-        return merged(next_tensor(name), a.config, a.params, a.magnitudes)
+    def with_adapter(name: str) -> Tensor:
+        tensor, a = next_tensor(name), model.adapter
+        if a is None or pair_names(name)[0] not in a.params:
+            return tensor
+        return Tensor(name, "F32", merged(tensor, a.config, a.params, a.magnitudes), tensor.source)
 
     template = model.template.source if model.has_tokenizer else ""
     return Outgoing(
         config=model.config,
-        tensors=Lazy(tuple(model.weights), with_adapter),
-        base_tensors=Lazy(tuple(model.weights), lambda name: next_tensor(name).float32()),
+        stored=Lazy(model.weights, with_adapter),
+        base_stored=Lazy(model.weights, next_tensor),
         adapter=model.adapter,
         base=model.path,
         tokenizer=model.tokenizer if model.has_tokenizer else None,

@@ -7,13 +7,15 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from .errors import ModelError, NeuralForgeError, OutputError
 
+T = TypeVar("T")
 _WAY_OUT = {
     errno.ENOSPC: "the disk is full: free some space, or choose another folder",
     errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder",
@@ -81,6 +83,16 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes | memoryview]) -
             raise output_error(path, e) from e
         raise
     fsync_dir(path.parent)
+
+
+def made_ahead(pieces: Iterator[T]) -> Iterator[T]:
+    """The same pieces; while one is used the next is made, by another thread."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, pieces, end)
+        while (piece := coming.result()) is not end:
+            coming = pool.submit(next, pieces, end)
+            yield piece
 
 
 def flush_to_disk(f: BinaryIO) -> None:

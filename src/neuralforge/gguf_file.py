@@ -362,12 +362,12 @@ def _packed(value: Any) -> bytes:
 
 
 def write(path: str | Path, metadata: Values, tensors: Sequence[Entry], data: Iterable[npt.NDArray[Any]]) -> None:
-    """Write a file atomically, one tensor at a time.
+    """Write a file atomically, one tensor or a part of one at a time.
 
     Args:
         path: the file.
         metadata, tensors: see `header`.
-        data: the stored form of each tensor in order, blocks as uint8 rows.
+        data: the stored form of the tensors in order, each in one piece or several; blocks as uint8 rows.
 
     Raises:
         OutputError: the file cannot be written.
@@ -376,10 +376,16 @@ def write(path: str | Path, metadata: Values, tensors: Sequence[Entry], data: It
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield head
-        for entry, length, values in zip(tensors, lengths, data, strict=True):
-            assert values.nbytes == entry.nbytes, entry
-            yield np.ascontiguousarray(values).data
+        given = iter(data)
+        for entry, length in zip(tensors, lengths, strict=True):
+            left = entry.nbytes
+            while left > 0:
+                values = next(given)
+                left -= values.nbytes
+                yield np.ascontiguousarray(values).data
+            assert left == 0, entry
             yield bytes(length - entry.nbytes)
+        assert next(given, None) is None
 
     write_atomic(path, pieces())
 

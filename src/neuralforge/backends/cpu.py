@@ -178,7 +178,7 @@ def _converted(stored: Tensor, form: str) -> tuple[npt.NDArray[Any], F32Array | 
         elif scales is not None:
             out[part], scales[part] = _core.to_int8(piece.float32())
         else:
-            out[part] = _core.to_blocks(piece.float32(), form)
+            out[part] = _core.pack_blocks(piece.float32(), form, threads=_core.available_threads(), nearest=True)
         piece.forget()
     return out, scales
 

@@ -16,9 +16,9 @@ from ..gguf_file import DAMAGED, Entry, is_gguf
 from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
 from ..models.fields import Fields
 from ..weights import STORED, F32Array, Tensor
-from . import from_half, to_half
+from . import from_half, safetensors, to_half
 from .gguf import gguf_name, module_name
-from .gguf_write import ARCHITECTURE_OF, check, layout_of, packed
+from .gguf_write import ARCHITECTURE_OF, check, layout_of
 from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
 from .peft import Adapter
 
@@ -59,7 +59,7 @@ def export(name: str, model: Outgoing, path: Path) -> None:
     }
     dtype = model.quant.upper()
     entries = [Entry(n, dtype, values.shape) for n, values in tensors.items()]
-    gguf_file.write(path, metadata, entries, (packed(v, dtype, f"{path}: tensor {n}") for n, v in tensors.items()))
+    gguf_file.write(path, metadata, entries, (safetensors.packed(v, dtype, f"{path}: tensor {n}") for n, v in tensors.items()))
 
 
 def reading(name: str, path: Path, base: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from .. import _core, gguf_file
 from ..config import ModelConfig, RopeConfig, tensor_shapes
-from ..errors import ConfigError, ModelError, TokenizerError
+from ..errors import ConfigError, ModelError
 from ..events import Warning
+from ..files import made_ahead
 from ..gguf_file import Entry
 from ..models import family, inverse_frequencies
-from ..tokenizer import NO_TOKENIZER
-from ..weights import BLOCKS, STORED, F32Array
+from ..weights import BLOCKS, STORED, F32Array, Tensor
 from . import from_half, gguf_tokenizer, safetensors, stored_parts, to_half
 from .gguf import FREQUENCIES, LONG, SHORT, frequency_divisors, gguf_name
 from .outgoing import RECORD_BYTES, VERIFIED, Intended, Outgoing
@@ -37,6 +37,7 @@ QUANTS = {
     "q5_k_m": ("Q5_K", "Q6_K", 17),
     "q6_k": ("Q6_K", "Q6_K", 18),
 }
+_PIECE = 1 << 23  # values that are packed and written at once: the memory of such pieces is used again and again
 # where a row is not whole blocks of 256
 _SMALLER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 ARCHITECTURE_OF = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3"}
@@ -144,18 +145,18 @@ def rotary_tables(config: ModelConfig) -> dict[str, F32Array]:
 def save(
     path: str | Path,
     config: ModelConfig,
-    tensors: Mapping[str, F32Array],
+    tensors: Mapping[str, Tensor],
     *,
     quant: str,
     metadata: Mapping[str, Any],
     threads: int = 1,
 ) -> None:
-    """Write a model atomically, one tensor at a time.
+    """Write a model atomically, piece by piece; one is packed while the one before it is written.
 
     Args:
         path: the file.
         config: the model, with the rotary order of `tensors`.
-        tensors: {canonical name: float32 array}, asked for one by one.
+        tensors: by canonical name, asked for one by one.
         quant: a key of QUANTS.
         metadata: all keys of the file; see `metadata_of` and `gguf_tokenizer.metadata_of`.
         threads: for packing; the bytes do not depend on it.
@@ -175,35 +176,44 @@ def save(
 
     def data() -> Iterator[npt.NDArray[Any]]:
         for entry, names in zip(entries, parts.values(), strict=False):
-            rows = [_ordered(tensors[n], config, target, n) for n in names]
-            values = rows[0] if len(rows) == 1 else np.concatenate(rows)
-            yield packed(values, entry.dtype, f"{path}: tensor {entry.name}", threads=threads)
+            for name in names:
+                for first, piece in _pieces(_ordered(tensors[name], config, target)):
+                    where = f"{path}: tensor {entry.name}" + (f" from row {first} on" if first else "")
+                    yield packed(piece, entry.dtype, where, threads=threads)
         yield from tables.values()
 
-    gguf_file.write(path, metadata, entries, data())
+    gguf_file.write(path, metadata, entries, made_ahead(data()))
 
 
-def _ordered(values: F32Array, config: ModelConfig, target: ModelConfig, name: str) -> F32Array:
+def _ordered(tensor: Tensor, config: ModelConfig, target: ModelConfig) -> Tensor:
     if config.rope.layout == target.rope.layout:
-        return values
-    return np.ascontiguousarray(from_half(to_half(values, config, name), target, name))
+        return tensor
+    return replace(tensor, data=from_half(to_half(tensor.data, config, tensor.name), target, tensor.name))
 
 
-def packed(values: F32Array, dtype: str, where: str, *, threads: int = 1) -> npt.NDArray[Any]:
+def _pieces(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first row, rows)."""
+    rows = max(1, _PIECE // tensor.shape[-1])
+    for first in range(0, tensor.shape[0], rows):
+        yield first, replace(tensor, data=tensor.data[first : first + rows])
+
+
+def packed(tensor: Tensor, dtype: str, where: str, *, threads: int = 1) -> npt.NDArray[Any]:
     """Values in the stored form of `dtype`.
 
     Raises:
         ModelError: a value is NaN, infinite, or too large for the type.
     """
     if dtype in STORED:
-        return safetensors.packed(values, dtype, where)
-    bad = _core.first_nonfinite(np.ascontiguousarray(values, np.float32))
-    if bad is not None:
-        raise ModelError(f"{where} holds NaN or infinite values and is not written")
+        return safetensors.packed(tensor.float32(), dtype, where)
+    narrow = tensor.dtype in ("F16", "BF16")  # widened by the packer, while it is in the cache
+    values = tensor.data if narrow else tensor.float32()
     try:
-        return _core.pack_blocks(np.ascontiguousarray(values, np.float32), dtype, threads=threads)
+        return _core.pack_blocks(values, dtype, threads=threads, form=tensor.dtype if narrow else "F32")
     except ConfigError as e:
-        raise ModelError(f"{where}: {e.message}", hint="export as f32 or bf16") from None
+        raise ModelError(
+            f"{where}: {e.message}", hint="look for what went wrong in training; f32 and bf16 hold the largest values"
+        ) from None
 
 
 # --- the format for `export`
@@ -224,12 +234,11 @@ def check_intended(name: str, intended: Intended) -> None:
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write one .gguf file with the tokenizer and the chat template inside."""
     metadata = metadata_of(model.config, name=model.name, quant=model.quant)
-    if model.tokenizer is None:
-        raise TokenizerError(f"{model.base}: has no tokenizer, and llama.cpp loads no model without one", hint=NO_TOKENIZER)
-    metadata |= gguf_tokenizer.metadata_of(model.tokenizer, model.config)
-    template = gguf_tokenizer.file_template(model.tokenizer, model.template)
+    tokenizer = model.need_tokenizer("llama.cpp loads no model without one")
+    metadata |= gguf_tokenizer.metadata_of(tokenizer, model.config)
+    template = gguf_tokenizer.file_template(tokenizer, model.template)
     metadata |= {"tokenizer.chat_template": template, VERIFIED: " " * RECORD_BYTES}
-    save(path, model.config, model.tensors, quant=model.quant, metadata=metadata, threads=model.threads)
+    save(path, model.config, model.stored, quant=model.quant, metadata=metadata, threads=model.threads)
 
 
 def cautions(name: str, model: Outgoing) -> tuple[Warning, ...]:

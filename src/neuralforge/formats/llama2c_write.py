@@ -21,7 +21,7 @@ from ..config import ModelConfig, RopeConfig
 from ..errors import ConfigError, TokenizerError
 from ..files import make_folder, write_atomic
 from ..gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
-from ..tokenizer import NO_TOKENIZER, Tokenizer
+from ..tokenizer import Tokenizer
 from ..weights import F32Array
 from . import from_half, gguf_tokenizer, safetensors, to_half
 from .llama2c import EPS, MAGIC, THETA, V0_ORDER, V1_HEADER, V1_ORDER, names_of
@@ -62,14 +62,13 @@ def check_intended(name: str, intended: Intended) -> None:
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the folder; tokenizer_config.json in it is for our own reader, with what tokenizer.bin leaves out."""
-    if model.tokenizer is None:
-        raise TokenizerError(f"{model.base}: has no tokenizer, and run.c needs one", hint=NO_TOKENIZER)
-    pieces = tokenizer_bin(model.tokenizer, model.config)
+    tokenizer = model.need_tokenizer("run.c needs one")
+    pieces = tokenizer_bin(tokenizer, model.config)
     folder = make_folder(path)
     settings = {
-        "legacy": model.tokenizer.vocabulary.spec.prefix_again,
+        "legacy": tokenizer.vocabulary.spec.prefix_again,
         "add_bos_token": True,
-        "add_eos_token": model.tokenizer.add_eos,
+        "add_eos_token": tokenizer.add_eos,
         "chat_template": model.template,
     }
     write_atomic(folder / TOKENIZER, pieces)

@@ -16,12 +16,12 @@ import numpy as np
 from ..config import LINEAR_MODULES, LoraConfig, ModelConfig, tensor_shapes
 from ..errors import AdapterError, AdapterMismatchError
 from ..files import make_folder, read_json, write_atomic
-from ..lora import StoredPair, split_pairs, stored_linears, stored_pairs
+from ..lora import StoredPair, split_pairs, stored_linears
 from ..models.fields import Fields
 from ..weights import STORED, F32Array, Tensor
 from . import from_half, safetensors, to_half
 from .outgoing import Intended, Outgoing
-from .peft import Adapter
+from .peft import Adapter, pairs_and_lengths
 
 EXPORTS = {"mlx": ("f32",)}
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapters.safetensors"
@@ -39,8 +39,8 @@ def check_intended(name: str, intended: Intended) -> None:
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the adapter. mlx-lm has one rank for all modules, so smaller pairs are filled up with zeros."""
-    adapter = model.only_adapter(name)
-    pairs = stored_pairs(model.config, adapter.params)
+    adapter = model.only_adapter(name, dora=True)
+    pairs, lengths = pairs_and_lengths(adapter)
     rank = max(pair.a.shape[0] for pair in pairs.values())
     tensors: dict[str, F32Array] = {}
     for stored, pair in pairs.items():
@@ -48,11 +48,13 @@ def export(name: str, model: Outgoing, path: Path) -> None:
         b = to_half(pair.b, model.config, stored)
         tensors[f"{stem}.lora_a"] = np.ascontiguousarray(np.pad(pair.a, ((0, missing), (0, 0))).T)
         tensors[f"{stem}.lora_b"] = np.ascontiguousarray(np.pad(b, ((0, 0), (0, missing))).T)
+        if stored in lengths:
+            tensors[f"{stem}.m"] = lengths[stored]
     keys = list(dict.fromkeys(stored.removesuffix(".weight").split(".", 3)[3] for stored in pairs))
     dropout = adapter.config.lora_dropout
     parameters = {"rank": rank, "scale": adapter.config.scale, "dropout": dropout, "keys": keys}
     values = {
-        "fine_tune_type": "lora",
+        "fine_tune_type": "dora" if lengths else "lora",
         "num_layers": model.config.num_hidden_layers,
         "lora_parameters": parameters,
         "model": adapter.base_name,

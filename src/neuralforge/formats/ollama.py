@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
-from ..errors import ExportError, TokenizerError
+from ..errors import ExportError
 from ..files import make_folder, write_atomic
 from ..go_templates import go_template, recognise
 from ..templates import ChatTemplate
-from ..tokenizer import NO_TOKENIZER, Tokenizer
+from ..tokenizer import Tokenizer
 from . import gguf_adapter, gguf_tokenizer, gguf_write
 from .outgoing import Intended, Outgoing
 
@@ -31,19 +31,23 @@ def check_intended(name: str, intended: Intended) -> None:
     if name == "ollama-lora":
         intended.needs_adapter()
     gguf_write.check_intended(name, intended)
-    recognise(intended.template)
+    modelfile(intended.tokenizer, intended.template, intended.config)
 
 
 def export(name: str, model: Outgoing, path: Path) -> None:
     """Write the folder; of "ollama-lora" the base is the same file for every adapter, so that Ollama keeps it once."""
-    lines = _from(name) + modelfile(model)  # before anything is written, because it may be refused
+    if name == "ollama-lora":
+        model.only_adapter(name)
+    tokenizer = model.need_tokenizer("Ollama runs no model without one")
+    template = ChatTemplate(model.template, tokenizer.token_names, f"chat template of {model.base}")
+    lines = _from(name) + modelfile(tokenizer, template, model.config)  # before anything is written: it may be refused
     folder = make_folder(path)
     if name == "ollama":
         gguf_write.export("gguf", model, folder / MODEL)
     else:
         adapter = replace(model, quant="f32")
         gguf_adapter.export("gguf-lora", adapter, folder / ADAPTER)
-        gguf_write.export("gguf", replace(model, tensors=model.base_tensors, name=Path(model.base).stem), folder / BASE)
+        gguf_write.export("gguf", replace(model, stored=model.base_stored, name=Path(model.base).stem), folder / BASE)
     write_atomic(folder / MODELFILE, "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -51,28 +55,24 @@ def _from(name: str) -> list[str]:
     return [f"FROM ./{MODEL}"] if name == "ollama" else [f"FROM ./{BASE}", f"ADAPTER ./{ADAPTER}"]
 
 
-def modelfile(model: Outgoing) -> list[str]:
+def modelfile(tokenizer: Tokenizer, template: ChatTemplate, config: ModelConfig) -> list[str]:
     """TEMPLATE, SYSTEM where the model's own chat template has one, and a stop parameter for each text that ends a turn.
 
     Raises:
         ExportError: the chat template has no form in Go's template language.
     """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise TokenizerError(f"{model.base}: has no tokenizer, and Ollama runs no model without one", hint=NO_TOKENIZER)
-    names = tokenizer.token_names
-    known, system = recognise(ChatTemplate(model.template, names, f"chat template of {model.base}"))
+    known, system = recognise(template)
     text = go_template(
         known,
-        bos=names.get("bos_token", ""),
-        eos=names.get("eos_token", ""),
-        first=gguf_tokenizer.leading_space(tokenizer, model.template),
+        bos=tokenizer.token_names.get("bos_token", ""),
+        eos=tokenizer.token_names.get("eos_token", ""),
+        first=gguf_tokenizer.leading_space(tokenizer, template.jinja),
         adds_bos=tokenizer.add_bos,
     )
     lines = [f"TEMPLATE {_quoted(text)}"]
     if system:
         lines.append(f"SYSTEM {_quoted(system)}")
-    return lines + [f"PARAMETER stop {_quoted(stop)}" for stop in _stops(tokenizer, model.config)]
+    return lines + [f"PARAMETER stop {_quoted(stop)}" for stop in _stops(tokenizer, config)]
 
 
 def _stops(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:

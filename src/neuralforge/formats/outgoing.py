@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import gguf_file
 from ..config import LoraConfig, ModelConfig
-from ..errors import ConfigError, NeuralForgeError
+from ..errors import ConfigError, NeuralForgeError, TokenizerError
 from ..files import write_atomic
 from ..gguf_file import is_gguf
 from ..templates import ChatTemplate
-from ..tokenizer import Tokenizer
-from ..weights import F32Array
+from ..tokenizer import NO_TOKENIZER, Tokenizer
+from ..weights import F32Array, Tensor
 from .peft import Adapter
 
 RECORD = "neuralforge.json"
@@ -42,13 +42,16 @@ class Runnable:
     rows: Callable[[Sequence[int]], tuple[list[int], F32Array]]
 
 
-class Lazy(Mapping[str, F32Array]):
+T = TypeVar("T")
+
+
+class Lazy(Mapping[str, T]):
     """Tensors that are made when they are asked for, so that one at a time is in memory."""
 
-    def __init__(self, names: tuple[str, ...], make: Callable[[str], F32Array]) -> None:
+    def __init__(self, names: Iterable[str], make: Callable[[str], T]) -> None:
         self._names, self._make = dict.fromkeys(names), make
 
-    def __getitem__(self, name: str) -> F32Array:
+    def __getitem__(self, name: str) -> T:
         if name not in self._names:
             raise KeyError(name)
         return self._make(name)
@@ -65,9 +68,9 @@ class Outgoing:
     """A model on its way out.
 
     Attributes:
-        config: its shape; `tensors` have the rotary order that it says.
-        tensors: {canonical name: float32 array} with the adapter merged in.
-        base_tensors: the same without it.
+        config: its shape; `stored` has the rotary order that it says.
+        stored: by canonical name, with the adapter merged in; what that leaves alone is as it lies in the base's file.
+        base_stored: the same without it.
         adapter: the adapter by itself, for formats that hold one; None where all weights were trained or none.
         base: path of the base model.
         tokenizer: None where the model has none.
@@ -79,8 +82,8 @@ class Outgoing:
     """
 
     config: ModelConfig
-    tensors: Mapping[str, F32Array]
-    base_tensors: Mapping[str, F32Array]
+    stored: Mapping[str, Tensor]
+    base_stored: Mapping[str, Tensor]
     adapter: Adapter | None
     base: str
     tokenizer: Tokenizer | None
@@ -90,16 +93,34 @@ class Outgoing:
     quant: str
     threads: int = 1
 
-    def only_adapter(self, format: str) -> Adapter:
-        """The adapter.
+    @property
+    def tensors(self) -> Mapping[str, F32Array]:
+        """{canonical name: float32 array} with the adapter merged in."""
+        return Lazy(self.stored, lambda name: self.stored[name].float32())
+
+    def need_tokenizer(self, reason: str) -> Tokenizer:
+        """The tokenizer.
 
         Raises:
-            ConfigError: there is none, or it is DoRA, which has no plain pair.
+            TokenizerError: there is none; `reason` says who needs it.
         """
-        if self.adapter is not None and self.adapter.magnitudes:
-            raise ConfigError(f"format={format!r}: a DoRA adapter can only be merged", hint="use the format gguf or hf")
+        if self.tokenizer is None:
+            raise TokenizerError(f"{self.base}: has no tokenizer, and {reason}", hint=NO_TOKENIZER)
+        return self.tokenizer
+
+    def only_adapter(self, format: str, *, dora: bool = False) -> Adapter:
+        """The adapter; `dora`: the format has a place for the lengths of its rows.
+
+        Raises:
+            ConfigError: there is none, or the format cannot hold it.
+        """
         if self.adapter is None:
             raise ConfigError(f"format={format!r}: holds an adapter, and this model has none", hint="use the format gguf or hf")
+        if self.adapter.magnitudes and not dora:
+            raise ConfigError(
+                f"format={format!r}: has no place for the lengths of rows of a DoRA adapter",
+                hint="merge it: use the format gguf, ollama or hf; peft and mlx hold the adapter itself",
+            )
         return self.adapter
 
 

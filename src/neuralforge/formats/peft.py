@@ -62,7 +62,7 @@ class Adapter:
             rows of q and k in the rotary layout of the base.
         base_name: path or name of the base model.
         base_fingerprint: see `lora.base_fingerprint`; empty when it is not known.
-        magnitudes: of DoRA, {weight: [out]}; such an adapter is applied by merging it, and is not written.
+        magnitudes: of DoRA, {weight: [out]}; such an adapter is applied by merging it.
     """
 
     config: LoraConfig
@@ -88,11 +88,9 @@ def save(adapter: Adapter, folder: str | Path) -> None:
         folder: made if need be; an adapter in it is replaced.
 
     Raises:
-        AdapterError: a value is NaN or infinite, or it is DoRA; nothing is written then.
+        AdapterError: a value is NaN or infinite; nothing is written then.
         OutputError: a file cannot be written.
     """
-    if adapter.magnitudes:
-        raise AdapterError(f"{folder}: the adapter is not written: DoRA is only read", hint="merge it: export as hf or gguf")
     for name in adapter.params:
         if not np.isfinite(adapter.params[name]).all():
             raise AdapterError(
@@ -100,7 +98,7 @@ def save(adapter: Adapter, folder: str | Path) -> None:
                 hint="train again with a lower learning_rate",
             )
     folder = make_folder(folder)
-    pairs = stored_pairs(adapter.base, adapter.params)
+    pairs, lengths = pairs_and_lengths(adapter)
     config = (json.dumps(_config_entries(adapter, pairs), indent=2) + "\n").encode()
     _remove_other(folder / _CONFIG, config)
     tensors: dict[str, F32Array] = {}
@@ -108,10 +106,37 @@ def save(adapter: Adapter, folder: str | Path) -> None:
         a, b = pair_names(_PREFIX + name)
         # PEFT's files are for Hugging Face models: rows of q and k in half-split order, whatever the base's file has
         tensors |= {a: pair.a, b: np.ascontiguousarray(to_half(pair.b, adapter.base, name))}
+        if name in lengths:
+            tensors[_PREFIX + name.removesuffix("weight") + _MAGNITUDE] = lengths[name]
     metadata = {"format": "pt", _FINGERPRINT: adapter.base_fingerprint}
     shapes = {name: values.shape for name, values in tensors.items()}
     safetensors.write(folder / _WEIGHTS, shapes, iter(tensors.values()), dtype="F32", metadata=metadata)
     write_atomic(folder / _CONFIG, config)
+
+
+def pairs_and_lengths(adapter: Adapter) -> tuple[dict[str, StoredPair], dict[str, F32Array]]:
+    """(see `lora.stored_pairs`; of DoRA the lengths of each one's rows, in half-split rotary order).
+
+    Weights that DoRA leaves alone have neither.
+
+    Raises:
+        AdapterError: only some rows of a fused tensor have lengths.
+    """
+    pairs = stored_pairs(adapter.base, adapter.params)
+    lengths: dict[str, F32Array] = {}
+    if not adapter.magnitudes:
+        return pairs, lengths
+    for stored, names in stored_linears(adapter.base).items():
+        given = [n for n in names if n in adapter.magnitudes]
+        if given and given != names:
+            raise AdapterError(
+                f"the DoRA adapter has lengths for {given[0]} alone, and the model's files hold it in {stored}",
+                hint="merge it: export as hf or gguf",
+            )
+        if given:
+            rows = [to_half(adapter.magnitudes[n], adapter.base, n) for n in names]
+            lengths[stored] = np.ascontiguousarray(np.concatenate(rows))
+    return {stored: pair for stored, pair in pairs.items() if stored in lengths}, lengths
 
 
 def _remove_other(path: Path, content: bytes) -> None:
@@ -131,6 +156,7 @@ def _config_entries(adapter: Adapter, pairs: Mapping[str, StoredPair]) -> dict[s
     """
     c = adapter.config
     modules = list(dict.fromkeys(name.split(".")[-2] for name in pairs))
+    whole = {name for name in stored_linears(adapter.base) if name.split(".")[-2] in modules}
     ranks: dict[str, set[int]] = {m: set() for m in modules}
     for name, pair in pairs.items():
         ranks[name.split(".")[-2]].add(pair.a.shape[0])
@@ -148,9 +174,9 @@ def _config_entries(adapter: Adapter, pairs: Mapping[str, StoredPair]) -> dict[s
         "r": c.r,
         "lora_alpha": int(c.lora_alpha) if float(c.lora_alpha).is_integer() else c.lora_alpha,
         "lora_dropout": c.lora_dropout,
-        "target_modules": modules,
+        "target_modules": modules if pairs.keys() == whole else [name.removesuffix(".weight") for name in pairs],
         "use_rslora": c.use_rslora,
-        "use_dora": False,
+        "use_dora": bool(adapter.magnitudes),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -408,7 +434,7 @@ def check_intended(name: str, intended: Any) -> None:
 
 def export(name: str, model: Any, path: Path) -> None:
     """Write the adapter of an `Outgoing` as a folder in PEFT's layout."""
-    save(model.only_adapter(name), path)
+    save(model.only_adapter(name, dora=True), path)
 
 
 def reading(name: str, path: Path, base: str) -> dict[str, Any]:
