@@ -29,8 +29,9 @@ static inline uint64_t nf_bytes_among(const uint8_t *p, uint8_t set, uint8_t fir
         uint64_t v;
         memcpy(&v, p + 8 * i, 8);
         v |= each * set;
-        const uint64_t low = v & ~high; /* first + count is at most 128 */
-        const uint64_t are = (low + each * (uint8_t)(128 - first)) & ~(low + each * (uint8_t)(128 - first - count)) & ~v & high;
+        const uint64_t low = v & ~high, same = first < 128 ? ~v : v; /* the characters lie on one side of 128 */
+        const uint8_t from = first & 127;
+        const uint64_t are = (low + each * (uint8_t)(128 - from)) & ~(low + each * (uint8_t)(128 - from - count)) & same & high;
         bits |= ((are >> 7) * 0x0102040810204080u >> 56) << 8 * i;
     }
 #endif
@@ -48,7 +49,21 @@ static inline uint64_t nf_bytes_beyond_ascii(const uint8_t *p) {
 #endif
 }
 
-/* The classes of 64 characters, as bits. */
+/* Of the 64 bytes at p, those of whole characters of two or three bytes that are letters for certain: the blocks of Unicode
+   that are letters from end to end, which most writing outside of ASCII is. */
+static inline uint64_t nf_letters_beyond_ascii(const uint8_t *p) {
+    const uint64_t follows = nf_bytes_among(p, 0, 0x80, 64);
+    uint64_t two = nf_bytes_among(p, 0, 0xC3, 8) | nf_bytes_among(p, 0, 0xD0, 2) | nf_bytes_among(p, 0, 0xD3, 1);
+    two &= follows >> 1; /* U+00C0 to 02BF, 0400 to 047F, 04C0 to 04FF */
+    two &= ~(nf_bytes_among(p, 0, 0xC3, 1) & nf_bytes_among(p, 0x20, 0xB7, 1) >> 1); /* the signs U+00D7 and 00F7 */
+    const uint64_t vietnamese = nf_bytes_among(p, 0, 0xE1, 1) & nf_bytes_among(p, 0, 0xB8, 4) >> 1; /* U+1E00 to 1EFF */
+    uint64_t three =
+        vietnamese | nf_bytes_among(p, 0, 0xE5, 5) | nf_bytes_among(p, 0, 0xEB, 2); /* 5000 to 9FFF, B000 to CFFF */
+    three &= follows >> 1 & follows >> 2;
+    return two | two << 1 | three | three << 1 | three << 2;
+}
+
+/* The classes of 64 characters, as bits; of a character of several bytes each has its class. */
 typedef struct nf_classes {
     uint64_t letters, digits, space, breaks, tabs, signs, beyond; /* tabs: other white space; signs: all other ASCII */
 } nf_classes;
@@ -56,6 +71,11 @@ typedef struct nf_classes {
 static inline nf_classes nf_classes_at(const uint8_t *p) {
     nf_classes c = {0};
     c.letters = nf_bytes_among(p, 0x20, 'a', 26) & ~(c.beyond = nf_bytes_beyond_ascii(p));
+    if (c.beyond) {
+        const uint64_t more = nf_letters_beyond_ascii(p);
+        c.letters |= more;
+        c.beyond &= ~more;
+    }
     c.digits = nf_bytes_among(p, 0, '0', 10);
     c.space = nf_bytes_among(p, 0, ' ', 1);
     c.breaks = nf_bytes_among(p, 0, '\n', 1) | nf_bytes_among(p, 0, '\r', 1);
@@ -81,6 +101,13 @@ static inline uint64_t nf_cut_contractions(const uint8_t *p, uint64_t starts, ui
 
 /* The highest bit of `bits`, which is not 0. */
 static inline uint64_t nf_highest(uint64_t bits) { return (uint64_t)1 << (63 - __builtin_clzll(bits)); }
+
+/* Whether the words at p are worth a look at 64 bytes: what begins there is plain, or a letter beyond ASCII that is known here. */
+static inline int nf_starts_plainly(const uint8_t *p) {
+    const uint8_t first = p[*p == ' '];
+    return first < 0x80 || (unsigned)(first - 0xC3) < 8 || (first & 0xFE) == 0xD0 || first == 0xD3 || first == 0xE1 ||
+           (unsigned)(first - 0xE5) < 8;
+}
 
 /* Bit i: a word begins at p + i. A word begins at p, where 64 bytes can be read, and bit 0 is set; where it is the only one, the
    word must be looked at by nf_word_end. White space is only followed as far as these rules are plain:
