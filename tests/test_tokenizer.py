@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import tempfile
 import time
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -221,6 +223,27 @@ def test_words_equal_the_tokenizers_package(pattern: str) -> None:
     for text in ODD_TEXTS:
         assert _words(pattern, text) == [word for word, _ in oracle.pre_tokenize_str(text)]
     same()
+
+
+# Plain text is cut 64 bytes at a time: what ends that, among it the borders of Unicode's blocks of letters, and what words end with.
+BLOCK_BORDERS = (
+    "aabcdXYZ  \n\t\r'''sltmdre01239,.!-_"
+    "¿ÀÖ×Ø÷ÿſƀʯʿˀ˂΄ЀЖѿҀ҂\u0483ҿӀӿԀḀếỿ\u1f00\u1fbd一\u4fff倀漢\u9fff㐀䷀\uafff뀀힣쿿퀀\ua000\ua490\ue000\xa0\u0301ا١ก𝒳😀\u2019"
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [("llama3/tokenizer.model", "LLAMA3"), ("qwen/qwen.tiktoken", "QWEN2"), ("gguf/ggml-vocab-gpt-2.gguf", "GPT2")],
+)
+def test_words_found_in_blocks_are_those_of_the_pattern(shared: Path, file: str, pattern: str) -> None:
+    """Texts longer than a block of 64 bytes; a single word is shorter than that, and found by itself."""
+    tokenizer, number = Tokenizer.from_file(shared / "tokenizers" / file), random.Random(0)
+    for _ in range(500):
+        pool = number.sample(BLOCK_BORDERS, number.randint(3, len(BLOCK_BORDERS)))
+        text = unicodedata.normalize("NFC", "".join(number.choices(pool, k=300)))
+        words = _words(PATTERN_NAMES[pattern], text)
+        assert tokenizer.encode(text, False) == [i for word in words for i in tokenizer.encode(word, False)], text
 
 
 @pytest.mark.slow

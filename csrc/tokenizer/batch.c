@@ -212,7 +212,7 @@ static nf_status gather(nf_token_ids *out, plan *p, int64_t texts, nf_pool *pool
         *first = (nf_words){0};
         return NF_OK;
     }
-    p->joined = malloc((size_t)(total ? total : 1) * sizeof *p->joined);
+    p->joined = nf_large_new(total * (int64_t)sizeof *p->joined);
     if (!p->joined) return nf_fail(NF_ERR_MEMORY, "no memory for %lld ids", (long long)total);
     out->ids = p->joined;
     nf_pool_run(pool, group_count(p), copy_group, p);
@@ -233,7 +233,9 @@ static nf_status run_plan(nf_token_ids *out, plan *p, int64_t texts, int threads
 
 static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int threads) {
     int taken = 0;
+    int64_t bytes = 0;
     nf_status status = NF_OK;
+    for (int64_t i = 0; i < group_count(p); i++) bytes += groups_of(p)[i].bytes;
     p->workers = calloc((size_t)threads, sizeof *p->workers);
     if (!p->workers) return nf_fail(NF_ERR_MEMORY, "no memory for %d threads", threads);
     for (; taken < threads && status == NF_OK; taken++) {
@@ -243,7 +245,7 @@ static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int thre
             break;
         }
         w->ids.size = w->queued = w->done = 0;
-        w->status = NF_OK;
+        status = w->status = nf_words_reserve(&w->ids, bytes / threads / 2); /* more than most texts need */
     }
     if (status == NF_OK) status = run_plan(out, p, texts, threads);
     for (int i = 0; i < taken; i++) give_back(p->t, p->workers[i]);

@@ -29,6 +29,9 @@ static inline nf_status nf_grow(void **at, int64_t *capacity, int64_t wanted, si
     return NF_OK;
 }
 
+/* For nf_words_reserve: many words lie in large pages, of which only those that are written take memory. */
+nf_status nf_words_grow(nf_words *w, int64_t wanted);
+
 /* Room for `more` items behind the last. */
 static inline nf_status nf_bytes_reserve(nf_bytes *b, int64_t more) {
     if (b->size + more <= b->capacity) return NF_OK;
@@ -37,7 +40,7 @@ static inline nf_status nf_bytes_reserve(nf_bytes *b, int64_t more) {
 
 static inline nf_status nf_words_reserve(nf_words *w, int64_t more) {
     if (w->size + more <= w->capacity) return NF_OK;
-    return nf_grow((void **)&w->at, &w->capacity, w->size + more, sizeof *w->at);
+    return nf_words_grow(w, w->size + more);
 }
 
 static inline nf_status nf_bytes_append(nf_bytes *b, const void *data, int64_t size) {
@@ -54,8 +57,13 @@ static inline nf_status nf_words_push(nf_words *w, uint32_t value) {
     return NF_OK;
 }
 
-/* Zeroed memory for a table that is read at random, in large pages where the system has them: with small ones most reads
-   would wait for the address as well. Free with free(). NULL: no memory. */
+enum { NF_LARGE_PAGE = 1 << 21 };
+
+/* Memory in large pages, where the system has them and it is not less than half of one: writing to small ones for the first time takes
+   longer than encoding what is written. Free with free(). NULL: no memory. */
+void *nf_large_new(int64_t bytes);
+
+/* The same, zeroed, for a table that is read at random: with small pages most reads would wait for the address as well. */
 void *nf_table_new(int64_t bytes);
 
 static inline void nf_bytes_free(nf_bytes *b) { free(b->at); }

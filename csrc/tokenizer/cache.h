@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Words that were encoded before and their ids; one per thread at a time, of bounded size.
 
-   Short words lie in the table itself, two to a cache line, so that a hit costs one line and one store of 16 bytes.
-   Longer ones, and the ids of those that have many, lie in an arena that is emptied when it is full. */
+   Short words lie in the table itself, two to a cache line, so that a hit costs one line and one store of 16 bytes. Of longer
+   ones the table has a hash; their bytes, and the ids of those that have many, lie in an arena that is emptied when it is full. */
 #ifndef NF_TOKENIZER_CACHE_H
 #define NF_TOKENIZER_CACHE_H
 
@@ -14,10 +14,9 @@
 enum {
     NF_CACHE_BYTES = 15, /* of a short word */
     NF_CACHE_IDS = 4,    /* of a short word */
-    NF_CACHE_LONG = 256, /* bytes of a longer word, and ids of it */
-    NF_CACHE_BITS = 17,  /* buckets of two short words: 8 MiB */
-    NF_CACHE_LONG_BITS = 17,
-    NF_CACHE_ARENA = 1 << 24
+    NF_CACHE_LONG = 256, /* bytes of a longer word */
+    NF_CACHE_BITS = 18,  /* buckets of two words: 16 MiB */
+    NF_CACHE_ARENA = 1 << 23
 };
 #define NF_CACHE_ID_MASK 0xFFFFFFu /* the count stands above the first id */
 #define NF_CACHE_MANY 0xFFu
@@ -28,18 +27,14 @@ typedef struct nf_cached {
                                    number, and they lie in the arena at ids[1], since epoch ids[2] */
 } nf_cached;
 
-/* What a short word is found by: its bytes, and their number in the highest. */
+/* What a word is found by. Short: its bytes, and their number in the highest. Longer: a hash; size, and NF_CACHE_BYTES + 1 in the
+   highest byte. */
 typedef struct nf_word_key {
     uint64_t low, high;
 } nf_word_key;
 
 typedef struct nf_cache {
     nf_cached (*buckets)[2];
-    struct nf_cached_long {
-        uint64_t hash;
-        uint32_t at, epoch; /* place in the arena; valid in this epoch alone */
-        uint16_t bytes, ids;
-    } *longer;
     uint8_t *arena;
     uint32_t used, epoch;
 } nf_cache;
@@ -76,25 +71,29 @@ static inline nf_word_key nf_cache_key(const uint8_t *p, int64_t size, int64_t r
     return key;
 }
 
-/* The two slots where a short word is looked for first. */
+/* The key of a word of NF_CACHE_BYTES + 1 to NF_CACHE_LONG bytes. */
+nf_word_key nf_cache_long_key(const uint8_t *p, int64_t size);
+
+static inline int nf_cache_is_long(const nf_word_key *key) { return key->high >> 56 > NF_CACHE_BYTES; }
+
+/* The bytes of the word. */
+static inline int64_t nf_cache_size(const nf_word_key *key) {
+    return (int64_t)(nf_cache_is_long(key) ? key->high & 0xFFFF : key->high >> 56);
+}
+
+/* The two slots where a word is looked for first. */
 static inline nf_cached *nf_cache_bucket(const nf_cache *cache, const nf_word_key *key) {
     return cache->buckets[nf_mix(key->low, key->high) & ((1u << NF_CACHE_BITS) - 1)];
 }
 
 /* The slot of a word that is not in its bucket, but in the other one that it may lie in; or NULL. */
-const nf_cached *nf_cache_find_other(const nf_cache *cache, const nf_word_key *key);
+const nf_cached *nf_cache_find_other(const nf_cache *cache, const nf_cached *bucket, const nf_word_key *key);
 
-/* Keep a short word. Where both buckets are full, it goes to the first one. */
-void nf_cache_put(nf_cache *cache, nf_word_key key, const uint32_t *ids, int64_t count);
+/* Keep the word at p. Where both buckets are full, it goes to the first one. */
+void nf_cache_put(nf_cache *cache, nf_word_key key, const uint8_t *p, const uint32_t *ids, int64_t count);
 
-/* The ids and their number of a slot with NF_CACHE_MANY; NULL if the arena was emptied since. */
-static inline const uint32_t *nf_cache_many(const nf_cache *cache, const nf_cached *slot, int64_t *count) {
-    *count = slot->ids[0] & NF_CACHE_ID_MASK;
-    return slot->ids[2] == cache->epoch ? (const uint32_t *)(const void *)(cache->arena + slot->ids[1]) : NULL;
-}
-
-/* The ids of a longer word and their number, or NULL; *hash is for nf_cache_put_long. */
-const uint32_t *nf_cache_find_long(const nf_cache *cache, const uint8_t *p, int64_t size, uint64_t *hash, int64_t *count);
-void nf_cache_put_long(nf_cache *cache, uint64_t hash, const uint8_t *p, int64_t size, const uint32_t *ids, int64_t count);
+/* The ids and their number of a slot with NF_CACHE_MANY; NULL if the arena was emptied since, or if the slot is that of another
+   longer word than the one at p. */
+const uint32_t *nf_cache_many(const nf_cache *cache, const nf_cached *slot, const uint8_t *p, int64_t *count);
 
 #endif

@@ -79,27 +79,14 @@ static int may_keep(const nf_tokenizer *t) {
     return t->spec.model == NF_TOKENS_BYTES || t->spec.byte_ids || !t->marked.loose.size;
 }
 
-static nf_status encode_long(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size) {
-    if (size > NF_CACHE_LONG || !may_keep(t)) return merge_word(w, t, p, size);
-    uint64_t hash;
-    int64_t count;
-    const uint32_t *ids = nf_cache_find_long(&w->cache, p, size, &hash, &count);
-    w->after_unknown = 0;
-    if (ids) return append_ids(w, ids, count);
-    int64_t before = w->ids.size;
-    NF_TRY(merge_word(w, t, p, size));
-    nf_cache_put_long(&w->cache, hash, p, size, w->ids.at + before, w->ids.size - before);
-    return NF_OK;
-}
-
-/* A short word with many ids, or one that is not in its bucket. */
+/* A longer word, one with many ids, or one that is not in its bucket. */
 static nf_status encode_rare(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word, const nf_cached *slot) {
-    if (!slot) slot = nf_cache_find_other(&w->cache, &word->key);
+    if (!slot) slot = nf_cache_find_other(&w->cache, word->bucket, &word->key);
     if (slot) {
         int64_t count = slot->ids[0] >> 24;
         w->after_unknown = 0;
         if (count == NF_CACHE_MANY) {
-            const uint32_t *many = nf_cache_many(&w->cache, slot, &count);
+            const uint32_t *many = nf_cache_many(&w->cache, slot, word->p, &count);
             if (many) return append_ids(w, many, count);
         } else {
             NF_TRY(append_ids(w, slot->ids, count));
@@ -108,8 +95,8 @@ static nf_status encode_rare(nf_token_worker *w, const nf_tokenizer *t, const nf
         }
     }
     int64_t before = w->ids.size;
-    NF_TRY(merge_word(w, t, word->p, (int64_t)(word->key.high >> 56)));
-    if (may_keep(t)) nf_cache_put(&w->cache, word->key, w->ids.at + before, w->ids.size - before);
+    NF_TRY(merge_word(w, t, word->p, nf_cache_size(&word->key)));
+    if (may_keep(t)) nf_cache_put(&w->cache, word->key, word->p, w->ids.at + before, w->ids.size - before);
     return NF_OK;
 }
 
@@ -143,7 +130,7 @@ static nf_status encode_waiting(nf_token_worker *w, const nf_tokenizer *t, unsig
 
 static nf_status flush(nf_token_worker *w, const nf_tokenizer *t) { return encode_waiting(w, t, w->queued - w->done); }
 
-/* Let a short word wait in the queue; `p` stays readable until it is its turn. Half of the queue goes on waiting when the other
+/* Let a word wait in the queue; `p` stays readable until it is its turn. Half of the queue goes on waiting when the other
    half is encoded: the buckets of the last words are still on their way. */
 static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, nf_word_key key) {
     nf_waiting *word = &w->queue[w->queued++ % NF_WAITING];
@@ -154,12 +141,13 @@ static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, co
     return w->queued - w->done == NF_WAITING ? encode_waiting(w, t, NF_WAITING / 2) : NF_OK;
 }
 
-/* Append the ids of one word, later if it is short; `readable` bytes may be read from p on. */
+/* Append the ids of one word, later if it may be in the cache; `readable` bytes may be read from p on. */
 static inline nf_status encode_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size,
                                     int64_t readable) {
     if (size <= NF_CACHE_BYTES) return queue_word(w, t, p, nf_cache_key(p, size, readable));
+    if (size <= NF_CACHE_LONG) return queue_word(w, t, p, nf_cache_long_key(p, size));
     NF_TRY(flush(w, t));
-    return encode_long(w, t, p, size);
+    return merge_word(w, t, p, size);
 }
 
 /* -------- bytes: words by rules -------- */

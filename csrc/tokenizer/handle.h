@@ -15,9 +15,9 @@
 #include "unigram.h"
 #include "words.h"
 
-/* A short word whose bucket is on its way from memory. */
+/* A word whose bucket is on its way from memory. */
 typedef struct nf_waiting {
-    nf_word_key key; /* with its size */
+    nf_word_key key;
     const uint8_t *p;
     const nf_cached *bucket;
 } nf_waiting;

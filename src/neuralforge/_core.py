@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -584,6 +585,10 @@ class TokenSpec:
     map: bytes = b""
 
 
+# The UTF-8 of a str, which Python keeps with it: no copy where it is ASCII or was asked for before.
+_utf8_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(("PyUnicode_AsUTF8AndSize", ctypes.pythonapi))
+
+
 class Coder:
     """A C tokenizer with the arrays it points to. Any number of threads may use one."""
 
@@ -633,11 +638,13 @@ class Coder:
         return {"at": self._bytes(b"".join(texts)), "ends": self._pointer(ends, np.int64), "count": len(texts)}
 
     def encode(
-        self, texts: Sequence[bytes], *, before: str, chained: bool, special: bool, threads: int
+        self, texts: Sequence[str], *, before: str, chained: bool, special: bool, threads: int
     ) -> tuple[I32, npt.NDArray[np.int64]]:
-        """(ids of all texts, where those of each end); see nf_tokenizer_encode."""
-        pointers = [ffi.from_buffer("uint8_t[]", text) for text in texts]
-        given = (ffi.new("uint8_t *[]", pointers), ffi.new("int64_t[]", [len(text) for text in texts]), len(texts))
+        """(ids of all texts, where those of each end); see nf_tokenizer_encode. No text may have lone surrogates."""
+        count = len(texts)
+        sizes = (ctypes.c_ssize_t * count)()
+        pointers = (ctypes.c_void_p * count)(*(_utf8_of(text, ctypes.byref(sizes, 8 * i)) for i, text in enumerate(texts)))
+        given = (ffi.cast("uint8_t **", ctypes.addressof(pointers)), ffi.cast("int64_t *", ctypes.addressof(sizes)), count)
         out = ffi.new("nf_token_ids **")
         how = (TOKEN_BEFORE[before], chained, special, threads)
         _check(lib.nf_tokenizer_encode(out, self.handle, *given, *how), TokenizerError)

@@ -14,7 +14,7 @@ import operator
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,15 @@ class Tokenizer:
     def _encode(
         self, texts: Sequence[str], before: str, *, parse_special: bool, chained: bool = False, threads: int = 1
     ) -> tuple[I32, npt.NDArray[np.int64]]:
-        data = [_utf8(text) for text in texts]
+        for text in texts:
+            if not isinstance(text, str):
+                raise TokenizerError(f"text to encode is {type(text).__name__}, not str")
+        encode = partial(self._coder.encode, before=before, chained=chained, special=parse_special, threads=threads)
         try:
-            return self._coder.encode(data, before=before, chained=chained, special=parse_special, threads=threads)
+            try:
+                return encode(texts)
+            except UnicodeEncodeError:
+                return encode([_without_surrogates(text) for text in texts])
         except TokenizerError as e:
             raise TokenizerError(f"{self.path}: {e.message}", hint="the vocabulary is cut short, or not for this text") from e
 
@@ -190,7 +196,7 @@ class Tokenizer:
         """
         ends = np.cumsum(self._sizes[np.asarray(ids)])
         borders = [0, *characters, len(text)]
-        starts = np.cumsum([len(_utf8(text[a:b])) for a, b in pairwise(borders)])
+        starts = np.cumsum([len(_without_surrogates(text[a:b]).encode()) for a, b in pairwise(borders)])
         lead = int(self.vocabulary.drops_space)  # the space that stands before the first word
         scale = (ends[-1] - lead) / max(1, starts[-1])  # 1 where decode gives the text again
         found = np.searchsorted(ends, lead + starts[:-1] * scale, side="right")
@@ -282,13 +288,9 @@ class StreamDecoder:
         return self._utf8.decode(b"", True)
 
 
-def _utf8(text: str) -> bytes:
-    if not isinstance(text, str):
-        raise TokenizerError(f"text to encode is {type(text).__name__}, not str")
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # lone surrogates; a pair of them is the character that they stand for
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+def _without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate; a pair of them is the character that they stand for."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _find(path: Path) -> Path:
