@@ -123,6 +123,5 @@ int main(void) {
     test_nearest();
     uint8_t out;
     check(nf_pack_blocks(NF_BLOCK_KINDS, 0, &out, NULL, NF_PACK_F32, 0, 1) == NF_ERR_ARGUMENT, "an unknown type is refused");
-    printf("%d checks, %d failures\n", checks, failures);
-    return failures > 0;
+    return report();
 }
