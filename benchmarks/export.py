@@ -6,9 +6,9 @@
 Both read the same bf16 safetensors file and write a GGUF file with the same shapes, each in a process of its own. The gguf
 package cannot pack Q4_K; its Q4_1, which has a scale and a minimum too, and which it need not search for, stands beside Q4_K_M.
 Both end with the file flushed (the gguf package leaves that to others, so it is done for it); the files lie in memory, where
-that costs nothing, unless --folder says otherwise. As much as they take is written and removed before: in a virtual machine the one
-who touches memory first waits for the host. The processors' seconds hardly change with what else runs. Memory is the
-largest that the system saw (VmHWM), pages of the mapped file included. Linux only.
+that costs nothing, unless --folder says otherwise. As much as they take is written and removed before: in a virtual machine who
+touches memory first waits for the host. The processors' seconds hardly change with what else runs. Memory is the largest
+that the system saw (VmHWM), pages of the mapped file included. Linux only.
 """
 
 from __future__ import annotations

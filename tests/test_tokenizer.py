@@ -225,7 +225,7 @@ def test_words_equal_the_tokenizers_package(pattern: str) -> None:
     same()
 
 
-# Plain text is cut 64 bytes at a time: what ends that, among it the borders of Unicode's blocks of letters, and what words end with.
+# Plain text is cut 64 bytes at a time: what ends that, the borders of Unicode's blocks of letters, and what words end with.
 BLOCK_BORDERS = (
     "aabcdXYZ  \n\t\r'''sltmdre01239,.!-_"
     "¿ÀÖ×Ø÷ÿſƀʯʿˀ˂΄ЀЖѿҀ҂\u0483ҿӀӿԀḀếỿ\u1f00\u1fbd一\u4fff倀漢\u9fff㐀䷀\uafff뀀힣쿿퀀\ua000\ua490\ue000\xa0\u0301ا١ก𝒳😀\u2019"
