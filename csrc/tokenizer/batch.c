@@ -5,7 +5,7 @@
 #include "../core/pool.h"
 #include "handle.h"
 
-enum { BLOCK = 1 << 18, KEEP_IDS = 1 << 18 };
+enum { BLOCK = 1 << 18, KEEP_IDS = 1 << 24 };
 
 /* -------- workers: as many as ever encoded at once -------- */
 
@@ -31,6 +31,31 @@ static void give_back(nf_tokenizer *t, nf_token_worker *w) {
     w->next = t->idle;
     t->idle = w;
     pthread_mutex_unlock(&t->lock);
+}
+
+/* Room for `wanted` ids: what was freed before, unless it is far too large, since to touch new memory takes longer than to find
+   the ids that go there. */
+static nf_status take_buffer(nf_tokenizer *t, nf_words *buffer, int64_t wanted) {
+    pthread_mutex_lock(&t->lock);
+    if (buffer->capacity < wanted && t->spare.capacity >= wanted && t->spare.capacity / 4 <= wanted) {
+        nf_words_free(buffer);
+        *buffer = t->spare;
+        t->spare = (nf_words){0};
+    }
+    pthread_mutex_unlock(&t->lock);
+    buffer->size = 0;
+    return nf_words_reserve(buffer, wanted);
+}
+
+static void keep_buffer(nf_tokenizer *t, nf_words buffer) {
+    pthread_mutex_lock(&t->lock);
+    if (buffer.capacity <= KEEP_IDS && buffer.capacity > t->spare.capacity) {
+        nf_words smaller = t->spare;
+        t->spare = buffer;
+        buffer = smaller;
+    }
+    pthread_mutex_unlock(&t->lock);
+    nf_words_free(&buffer);
 }
 
 /* -------- the plan of one call: parts of texts, and groups of parts that one worker takes -------- */
@@ -193,6 +218,12 @@ static void copy_group(void *context, int64_t index, int worker) {
     memcpy(p->joined + g->place, p->workers[g->worker]->ids.at + g->at, (size_t)g->count * sizeof *p->joined);
 }
 
+static void hand_over(nf_token_ids *out, nf_words *ids) {
+    out->ids = (int32_t *)(void *)ids->at;
+    out->capacity = ids->capacity;
+    *ids = (nf_words){0};
+}
+
 static nf_status gather(nf_token_ids *out, plan *p, int64_t texts, nf_pool *pool) {
     int64_t total = 0;
     for (int64_t i = 0; i < group_count(p); i++) {
@@ -208,13 +239,13 @@ static nf_status gather(nf_token_ids *out, plan *p, int64_t texts, nf_pool *pool
     }
     nf_words *first = &p->workers[0]->ids;
     if (nf_pool_threads(pool) == 1) { /* in order already: the buffer itself is handed over */
-        out->ids = (int32_t *)(void *)first->at;
-        *first = (nf_words){0};
+        hand_over(out, first);
         return NF_OK;
     }
-    p->joined = nf_large_new(total * (int64_t)sizeof *p->joined);
-    if (!p->joined) return nf_fail(NF_ERR_MEMORY, "no memory for %lld ids", (long long)total);
-    out->ids = p->joined;
+    nf_words joined = {0};
+    NF_TRY(take_buffer(p->t, &joined, total));
+    hand_over(out, &joined);
+    p->joined = out->ids;
     nf_pool_run(pool, group_count(p), copy_group, p);
     return NF_OK;
 }
@@ -244,11 +275,11 @@ static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int thre
             status = NF_ERR_MEMORY;
             break;
         }
-        w->ids.size = w->queued = w->done = 0;
-        status = w->status = nf_words_reserve(&w->ids, bytes / threads / 2); /* more than most texts need */
+        w->queued = w->done = 0;
+        status = w->status = take_buffer(p->t, &w->ids, bytes / threads / 2); /* more than most texts need */
     }
     if (status == NF_OK) status = run_plan(out, p, texts, threads);
-    for (int i = 0; i < taken; i++) give_back(p->t, p->workers[i]);
+    while (taken > 0) give_back(p->t, p->workers[--taken]); /* in this order they are taken again: each meets its own words */
     free(p->workers);
     return status;
 }
@@ -268,13 +299,13 @@ nf_status nf_tokenizer_encode(nf_token_ids **out, nf_tokenizer *tokenizer, const
     if (status == NF_OK)
         *out = ids;
     else
-        nf_token_ids_free(ids);
+        nf_token_ids_free(tokenizer, ids);
     return status;
 }
 
-void nf_token_ids_free(nf_token_ids *ids) {
+void nf_token_ids_free(nf_tokenizer *tokenizer, nf_token_ids *ids) {
     if (!ids) return;
-    free(ids->ids);
+    keep_buffer(tokenizer, (nf_words){(uint32_t *)(void *)ids->ids, 0, ids->capacity});
     free(ids->ends);
     free(ids);
 }

@@ -55,8 +55,9 @@ struct nf_tokenizer {
     nf_rule rule;    /* the last one, which makes the words */
     int lacks_bytes; /* some bytes have no id */
     int may_cut;     /* a long text may go through in blocks, see nf_encode_cut */
-    pthread_mutex_t lock;
+    pthread_mutex_t lock; /* for what follows */
     nf_token_worker *idle;
+    nf_words spare; /* memory of ids that were freed */
 };
 
 /* Text number i and its size. */

@@ -141,6 +141,7 @@ void nf_tokenizer_free(nf_tokenizer *t) {
         next = w->next;
         nf_token_worker_free(w);
     }
+    nf_words_free(&t->spare);
     nf_pieces_free(&t->whole);
     nf_merges_free(&t->merges);
     nf_marked_free(&t->marked);

@@ -71,10 +71,12 @@ typedef enum nf_token_before { NF_BEFORE_START = 0, NF_BEFORE_SPECIAL = 1, NF_BE
 /* Ids of some texts, one after the other; those of text i end at ends[i]. Owned by the caller: nf_token_ids_free. */
 typedef struct nf_token_ids {
     int32_t *ids;
-    int64_t count;
+    int64_t count, capacity;
     int64_t *ends; /* (texts) */
 } nf_token_ids;
-void nf_token_ids_free(nf_token_ids *ids);
+
+/* The tokenizer, which made them, keeps the memory of many ids for the next ones. */
+void nf_token_ids_free(nf_tokenizer *tokenizer, nf_token_ids *ids);
 
 /* Encode `count` UTF-8 texts with up to `threads` threads; the ids do not depend on their number. Special tokens are found
    where `special` is not 0. `before` says what stands before each text; `chained`: before the second text stands the first,

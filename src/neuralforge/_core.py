@@ -8,6 +8,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -648,7 +649,7 @@ class Coder:
         out = ffi.new("nf_token_ids **")
         how = (TOKEN_BEFORE[before], chained, special, threads)
         _check(lib.nf_tokenizer_encode(out, self.handle, *given, *how), TokenizerError)
-        owner = ffi.gc(out[0], lib.nf_token_ids_free)
+        owner = ffi.gc(out[0], partial(lib.nf_token_ids_free, self.handle))
         return _owned(owner, owner.ids, owner.count, np.int32), _owned(owner, owner.ends, len(texts), np.int64)
 
 

@@ -84,7 +84,7 @@ static void test_merging(void) {
         int64_t count = merge_by_definition(expected, size);
         nf_token_ids *ids = encode(tokenizer, text, size, 0, 1 + round % 3);
         ok = ids && ids->count == count && memcmp(ids->ids, expected, (size_t)count * sizeof *expected) == 0;
-        nf_token_ids_free(ids);
+        nf_token_ids_free(tokenizer, ids);
     }
     check(ok, "words up to 5000 symbols merge as by definition");
     nf_tokenizer_free(tokenizer);
@@ -118,12 +118,36 @@ static void test_wild_bytes(void) {
             for (int64_t i = 0; ids && i < ids->count; i++)
                 spelt += ids->ids[i] < BYTES ? 1 : (int64_t)strlen(made[ids->ids[i] - BYTES]);
             ok &= ids && (t.spec.form != NF_FORM_NONE || spelt == size);
-            nf_token_ids_free(ids);
+            nf_token_ids_free(tokenizer, ids);
             free(copy);
         }
         nf_tokenizer_free(tokenizer);
     }
     check(ok, "any bytes are encoded, under every rule and form");
+}
+
+/* Memory of many ids is taken again for as many, not for few, and what is in use is left alone. */
+static void test_memory_again(void) {
+    enum { SIZE = 1 << 20 };
+    tiny t;
+    nf_tokenizer *tokenizer;
+    uint8_t *text = malloc(SIZE);
+    if (!text) abort();
+    for (int i = 0; i < SIZE; i++) text[i] = (uint8_t)"aaaabc "[draw(7)];
+    make_tiny(&t, NF_RULE_WHOLE);
+    check(nf_tokenizer_new(&tokenizer, &t.spec) == NF_OK, "a tokenizer");
+    for (int threads = 1; threads <= 2; threads++) {
+        nf_token_ids *first = encode(tokenizer, text, SIZE, 0, threads), *second = encode(tokenizer, text, SIZE, 0, threads);
+        check(first && second && first->ids != second->ids, "each result has its memory");
+        const int32_t *freed = first->ids;
+        nf_token_ids_free(tokenizer, first);
+        nf_token_ids *few = encode(tokenizer, text, 10, 0, threads), *third = encode(tokenizer, text, SIZE, 0, threads);
+        check(few && few->ids != freed && third && third->ids == freed, "freed memory is taken again");
+        check(third->count == second->count && memcmp(third->ids, second->ids, (size_t)second->count * 4) == 0, "the same ids");
+        nf_token_ids_free(tokenizer, few), nf_token_ids_free(tokenizer, second), nf_token_ids_free(tokenizer, third);
+    }
+    nf_tokenizer_free(tokenizer);
+    free(text);
 }
 
 /* 64 places at once and word by word agree, on texts of every mixture of classes. */
@@ -162,7 +186,7 @@ static void test_refusals(void) {
     t.byte_ids[3] = PIECES;
     check(nf_tokenizer_new(&tokenizer, &t.spec) == NF_ERR_ARGUMENT, "an id beyond the pieces is refused");
     nf_tokenizer_free(NULL);
-    nf_token_ids_free(NULL);
+    nf_token_ids_free(NULL, NULL);
 }
 
 /* Damaged maps: refused, or every text is normalised within bounds. */
@@ -211,6 +235,7 @@ static void test_forms(void) {
 int main(void) {
     test_merging();
     test_wild_bytes();
+    test_memory_again();
     test_starts();
     test_refusals();
     test_maps();
