@@ -52,9 +52,9 @@ struct nf_tokenizer {
     nf_matcher kept;        /* user-defined pieces */
     nf_matcher found[2][2]; /* added tokens: [special too][normalized] */
     nf_spaces spaces;
-    nf_rule rule;    /* the last one, which makes the words */
-    int lacks_bytes; /* some bytes have no id */
-    int may_cut;     /* a long text may go through in blocks, see nf_encode_cut */
+    nf_rule rule;         /* the last one, which makes the words */
+    int lacks_bytes;      /* some bytes have no id */
+    int may_cut;          /* a long text may go through in blocks, see nf_encode_cut */
     pthread_mutex_t lock; /* for what follows */
     nf_token_worker *idle;
     nf_words spare; /* memory of ids that were freed */
