@@ -37,7 +37,7 @@ RUNS = {
     "attention.py": ("--shape stories110m", "--shape qwen3-0.6b --rounds 2"),
     "memory.py": ("--shape stories110m", "--shape qwen3-0.6b"),
     "documents.py": ("", "--rows 16 --rounds 1 --dtype bf16"),
-    "tokenizer.py": ("--threads 1 --libraries neuralforge,fastokens,gigatoken,kitoken",),
+    "tokenizer.py": ("--libraries neuralforge,fastokens,gigatoken,kitoken",),
     "ingest.py": ("--rounds 2",),
     "export.py": ("",),
     "import.py": ("",),

@@ -2,7 +2,7 @@
 """Tokenizing beside the other libraries that a Python user can install: the same files and texts, exactness beside speed.
 
 Each library works in a process of its own: the first pass over the documents is "cold" (nothing was encoded before, the
-vocabulary is loaded), the median of the next two is "warm".
+vocabulary is loaded), the median of the next four is "warm".
 
     python benchmarks/tokenizer.py [--vocabularies llama2,llama3,qwen,gpt2,minimind] [--libraries neuralforge,...]
         [--corpora english,udhr] [--threads 1,2]
@@ -37,7 +37,7 @@ import numpy as np
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS, FILES = SHARED / "text", SHARED / "tokenizers"
 SIZE, DOCUMENT = 20_000_000, 100_000
-WARM_PASSES = 2
+WARM_PASSES = 4
 
 Encode = Callable[[list[str], int], Iterable[Sequence[int]]]
 
