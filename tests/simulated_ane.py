@@ -45,11 +45,11 @@ class Simulator:
 
 @pytest.fixture(scope="session")
 def simulator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from neuralforge import _core
+    from neuralforge import _core_ane
 
     if reason := ane_build.missing():
         skip(reason)
-    if not _core.ane_built():
+    if not _core_ane.ane_built():
         skip("built without the bridge (NF_OBJC=1 builds it)")
     return ane_build.simulator(tmp_path_factory.mktemp("simulator"))
 
@@ -137,17 +137,17 @@ def load(
     simulator: Simulator, text: str | None = None, blobs: dict[str, bytes] | None = None, *, cache: Path | str | None = None
 ) -> Any:
     """The program `text`, or a small one, through the bridge."""
-    from neuralforge import _core
+    from neuralforge import _core_ane
 
-    device = _core.AneDevice(simulator.path, cache=None if cache is None else str(cache))
-    return _core.AneProgram(device, unary() if text is None else text, blobs or {})
+    device = _core_ane.AneDevice(simulator.path, cache=None if cache is None else str(cache))
+    return _core_ane.AneProgram(device, unary() if text is None else text, blobs or {})
 
 
 def evaluate(loaded: Any, procedure: int = 0, *, timeout: float = 30.0, **inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
     """{output: values} of one evaluation in surfaces of its own."""
-    from neuralforge import _core
+    from neuralforge import _core_ane
 
-    request = _core.AneRequest(loaded, procedure)
+    request = _core_ane.AneRequest(loaded, procedure)
     for name, values in inputs.items():
         request.write(name, values)
     request.run(timeout=timeout)

@@ -12,7 +12,7 @@ from simulated_ane import Simulator
 from test_cpu_engine import Stream, fill, random_weights, stream
 from test_mil_layers import ALL, CONFIGS
 
-from neuralforge import _core, backends
+from neuralforge import _core_ane, backends
 from neuralforge.ane_engine import Engine
 from neuralforge.ane_programs import Job
 from neuralforge.backends import ane, cpu
@@ -57,7 +57,7 @@ def cosines(ours: Any, theirs: Any) -> dict[str, float]:
 def test_gradients_are_those_of_the_cpu(device, name, what):
     ours, theirs = pair(name, ALL if what == "lora" else None)
     batch = stream([25, 30], CONFIGS[name].vocab_size)  # shorter than the programs
-    before = _core.ane_compile_count()
+    before = _core_ane.ane_compile_count()
     loss, tokens = ours.loss_and_grads(batch)
     wanted, count = theirs.loss_and_grads(batch)
     # float16 carries 11 bits, and the errors of many values mostly cancel
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_cpu(device, name, what):
     found = cosines(ours.grads, theirs.grads)
     assert min(found.values()) >= 0.9995, found
     assert np.linalg.norm(ours.grads.flat) == pytest.approx(np.linalg.norm(theirs.grads.flat), rel=5e-3)
-    assert _core.ane_compile_count() == before
+    assert _core_ane.ane_compile_count() == before
     ours.close()
 
 
@@ -177,9 +177,9 @@ def test_logits_with_and_without_a_cache(device, name):
     ours, theirs = pair(name, ALL, train="none", tokens=32)
     ids = stream([50], CONFIGS[name].vocab_size).tokens
     wanted = theirs.logits(ids)
-    before = _core.ane_compile_count()
+    before = _core_ane.ane_compile_count()
     found = ours.logits(ids)  # longer than what it was opened for: programs of twice the length are made, once
-    assert found.dtype == np.float32 and _core.ane_compile_count() == before + 1
+    assert found.dtype == np.float32 and _core_ane.ane_compile_count() == before + 1
     assert np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max()
     cache = ours.new_cache(64)
     assert np.array_equal(ours.logits(ids[:40], cache, last_only=True), ours.logits(ids[:40])[-1:])
@@ -196,7 +196,7 @@ def test_logits_with_and_without_a_cache(device, name):
         ours.logits(ids, cache)
     with pytest.raises(ConfigError, match="22 tokens of a cache that holds 21"):
         cache.truncate(22)
-    assert _core.ane_compile_count() == before + 1
+    assert _core_ane.ane_compile_count() == before + 1
 
 
 # --- refusals

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from simulated_ane import CONV, blob, conv, evaluate, function, load, program, unary, weight
 
-from neuralforge import _core
+from neuralforge import _core_ane
 from neuralforge.errors import BackendError
 
 X = np.linspace(-2, 2, 128, dtype=np.float16).reshape(1, 4, 1, 32)
@@ -25,7 +25,7 @@ def test_a_machine_without_a_neural_engine_says_what_to_use_instead():
     if sys.platform == "darwin":
         pytest.skip("a Mac may have one")
     with pytest.raises(BackendError, match="use the cpu backend"):
-        _core.AneDevice()
+        _core_ane.AneDevice()
 
 
 def test_a_program_computes_and_its_weights_are_read(simulator):
@@ -66,7 +66,7 @@ def test_rows_are_padded_as_the_program_says(simulator):
 
 def test_the_processor_writes_straight_into_the_surface(simulator):
     loaded = load(simulator)
-    request = _core.AneRequest(loaded)
+    request = _core_ane.AneRequest(loaded)
     with request.surfaces["x"].lock(request.ports["x"], write=True) as array:
         array[0, 2, 0, :] = 7.0
     request.run()
@@ -76,8 +76,8 @@ def test_the_processor_writes_straight_into_the_surface(simulator):
 
 def test_an_output_can_be_the_input_of_the_next_program(simulator):
     first, second = load(simulator, unary("abs")), load(simulator, unary("sqrt"))
-    a = _core.AneRequest(first)
-    b = _core.AneRequest(second, surfaces={"x": a.surfaces["y"]})
+    a = _core_ane.AneRequest(first)
+    b = _core_ane.AneRequest(second, surfaces={"x": a.surfaces["y"]})
     a.write("x", X)
     a.run()
     b.run()
@@ -170,9 +170,9 @@ def test_a_program_that_is_too_large_to_load(simulator):
 
 def test_a_short_surface_is_refused_before_the_driver_sees_it(simulator):
     loaded = load(simulator, unary("relu", (1, 4096, 1, 32)))
-    small = _core.AneSurface(loaded.device, 64)
+    small = _core_ane.AneSurface(loaded.device, 64)
     with pytest.raises(BackendError, match="port x needs 262144 bytes, its surface has 16384"):
-        _core.AneRequest(loaded, surfaces={"x": small})
+        _core_ane.AneRequest(loaded, surfaces={"x": small})
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_short_surface_is_refused_before_the_driver_sees_it(simulator):
 )
 def test_a_driver_that_refuses_an_evaluation(simulator, switches, message):
     loaded = load(simulator)
-    request = _core.AneRequest(loaded)
+    request = _core_ane.AneRequest(loaded)
     simulator.set(**switches)
     with pytest.raises(BackendError, match=message):
         request.run()
@@ -199,7 +199,7 @@ def test_an_evaluation_with_and_without_a_time_limit(simulator, timeout):
 
 def test_a_driver_that_never_answers(simulator):
     loaded = load(simulator)
-    request = _core.AneRequest(loaded)
+    request = _core_ane.AneRequest(loaded)
     simulator.set(wedge=1)
     begun = time.monotonic()
     with pytest.raises(BackendError, match=r"did not answer within 0.2 s"):
@@ -234,7 +234,7 @@ def test_a_system_that_is_not_as_expected(simulator, switches, message):
 
 def test_no_library_with_the_classes(simulator, tmp_path):
     with pytest.raises(BackendError, match="does not open"):
-        _core.AneDevice(str(tmp_path / "none.so"))
+        _core_ane.AneDevice(str(tmp_path / "none.so"))
 
 
 # --- threads and lifetimes
@@ -245,7 +245,7 @@ def test_threads_share_a_program(simulator):
 
     def work(seed: int) -> None:
         x = np.random.default_rng(seed).standard_normal(X.shape).astype(np.float16)
-        request = _core.AneRequest(loaded)
+        request = _core_ane.AneRequest(loaded)
         for _ in range(50):
             request.write("x", x)
             request.run()
@@ -261,7 +261,7 @@ def test_threads_share_a_program(simulator):
 
 
 def test_nothing_is_left_when_the_handles_are_gone(simulator):
-    scratch = Path(_core.AneDevice(simulator.path).info()["scratch"])
+    scratch = Path(_core_ane.AneDevice(simulator.path).info()["scratch"])
     before = [simulator.get(name) for name in ("living_models", "living_surfaces")], set(scratch.iterdir())
     loaded = load(simulator, unary("erf"))
     (folder,) = set(scratch.iterdir()) - before[1]
@@ -276,14 +276,14 @@ def test_nothing_is_left_when_the_handles_are_gone(simulator):
 
 def test_a_request_of_an_unloaded_program_does_not_run(simulator):
     loaded = load(simulator)
-    request = _core.AneRequest(loaded)
+    request = _core_ane.AneRequest(loaded)
     loaded.close()
     with pytest.raises(BackendError, match="has been unloaded"):
         request.run()
 
 
 def test_what_the_device_says_of_itself(simulator):
-    info = _core.AneDevice(simulator.path).info()
+    info = _core_ane.AneDevice(simulator.path).info()
     assert info["architecture"] == "h16g" and info["cores"] == 16 and info["virtual_machine"] == 0 and info["os_build"]
 
 
@@ -291,7 +291,7 @@ def test_what_the_device_says_of_itself(simulator):
 def test_a_method_of_another_type_is_refused_before_it_is_called(simulator, tmp_path):
     """In a process of its own: this one has the classes already."""
     changed = ane_build.simulator(tmp_path, "-DOTHER_TYPES")
-    code = "import sys\nfrom neuralforge import _core\n_core.AneDevice(sys.argv[1])"
+    code = "import sys\nfrom neuralforge import _core_ane\n_core_ane.AneDevice(sys.argv[1])"
     out = subprocess.run([sys.executable, "-c", code, str(changed)], capture_output=True, text=True, timeout=60)
     method = "-evaluateWithQoS:options:request:error: of _ANEInMemoryModel"
     assert re.search(re.escape(method) + r": expected the type \S*I\S*, found \S*q", out.stderr), out.stderr

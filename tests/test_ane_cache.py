@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from simulated_ane import CONV, Simulator, blob, conv, evaluate, function, load, program, unary, weight
 
-from neuralforge import _core
+from neuralforge import _core_ane
 from neuralforge.errors import BackendError
 
 X = np.linspace(-2, 2, 128, dtype=np.float16).reshape(1, 4, 1, 32)
@@ -30,9 +30,9 @@ def identity(scale: float) -> tuple[str, dict[str, bytes]]:
 
 
 def in_child(simulator: Simulator, text: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
-    """Python code in a process of its own, with _core, load and unary, and `path` of the simulator."""
+    """Python code in a process of its own, with _core_ane, load and unary, and `path` of the simulator."""
     head = f"import sys\nsys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom pathlib import Path\n"
-    head += "from simulated_ane import Simulator, load, unary\nfrom neuralforge import _core\n"
+    head += "from simulated_ane import Simulator, load, unary\nfrom neuralforge import _core_ane\n"
     head += f"simulator = Simulator(Path({simulator.path!r}))\n"
     words = [sys.executable, "-c", head + textwrap.dedent(text), *map(str, arguments)]
     return subprocess.Popen(words, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -49,7 +49,7 @@ def entries(cache: Path) -> list[Path]:
 
 
 def test_the_next_process_compiles_nothing(simulator, tmp_path):
-    code = "p = load(simulator, cache=sys.argv[1]); print(_core.ane_compile_count(), p.cached)"
+    code = "p = load(simulator, cache=sys.argv[1]); print(_core_ane.ane_compile_count(), p.cached)"
     assert answer(in_child(simulator, code, tmp_path)) == "1 False"
     assert answer(in_child(simulator, code, tmp_path)) == "0 True"
     (entry,) = entries(tmp_path)
@@ -112,7 +112,7 @@ def test_a_system_that_forgets_its_cache(simulator, tmp_path):
 
 
 def test_processes_at_once_compile_once(simulator, tmp_path):
-    code = "sys.stdin.readline(); p = load(simulator, cache=sys.argv[1]); print(_core.ane_compile_count())"
+    code = "sys.stdin.readline(); p = load(simulator, cache=sys.argv[1]); print(_core_ane.ane_compile_count())"
     children = [in_child(simulator, code, tmp_path) for _ in range(4)]
     for child in children:
         child.stdin.write("\n")
@@ -121,7 +121,7 @@ def test_processes_at_once_compile_once(simulator, tmp_path):
 
 
 def test_folders_of_dead_processes_are_removed(simulator):
-    scratch = Path(_core.AneDevice(simulator.path).info()["scratch"])
+    scratch = Path(_core_ane.AneDevice(simulator.path).info()["scratch"])
     foreign = scratch / ("ab" * 40)  # of another program that works so: no marker of ours
     foreign.mkdir(exist_ok=True)
     text = "p = load(simulator, unary('tanh')); print(1, flush=True); sys.stdin.readline()"
@@ -132,7 +132,7 @@ def test_folders_of_dead_processes_are_removed(simulator):
     assert len(set(scratch.iterdir()) - before) == 2
     dead.send_signal(signal.SIGKILL)
     dead.wait()
-    _core.AneDevice(simulator.path)
+    _core_ane.AneDevice(simulator.path)
     assert len(set(scratch.iterdir()) - before) == 1, "only that of the living process"
     living.communicate("\n", timeout=30)
     assert set(scratch.iterdir()) == before

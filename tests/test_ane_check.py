@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from simulated_ane import Simulator
 
-from neuralforge import _core, ane_check, ane_probes, cli
+from neuralforge import _core_ane, _core_mil, ane_check, ane_probes, cli
 from neuralforge.backends import ane
 from neuralforge.errors import BackendError
 
@@ -28,13 +28,13 @@ def device(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Simulator:
 @pytest.mark.slow
 def test_the_command_writes_a_report(device, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    before = _core.ane_compile_count()
+    before = _core_ane.ane_compile_count()
     assert cli.main(["doctor", "--ane"]) == 0
     out, err = capfd.readouterr()
     assert out.rstrip().endswith("ready") and "FAILED" not in out and "neuralforge-ane.json" in err
     told = json.loads(Path("neuralforge-ane.json").read_text())
     assert told["ready"] is True and told["device"]["architecture"] == "h16g" and told["dialect"] == "ios18"
-    assert told["compiles"] == _core.ane_compile_count() - before <= _core.MIL_LIMITS["compiles"]
+    assert told["compiles"] == _core_ane.ane_compile_count() - before <= _core_mil.MIL_LIMITS["compiles"]
     assert len(told["conformance"]) == 2 * len(ane_check.MODELS) and all(f["ok"] for f in told["conformance"])
     assert all(f["ok"] for f in told["probes"]) and all(ms > 0 for ms in told["benchmark"].values())
     assert set(told["benchmark"]) >= {"a call", *told["rates"]}
@@ -83,14 +83,14 @@ def test_the_limit_of_compiles(device, monkeypatch, switches, found):
     monkeypatch.undo()
     monkeypatch.setenv(ane.FRAMEWORK, device.path)
     monkeypatch.setenv("ANE_SIMULATOR", switches)
-    before = _core.ane_compile_count()
+    before = _core_ane.ane_compile_count()
     try:
         text = probe("budget with release", device)
         assert "releasable" in switches or "1000" in switches
     except BackendError as error:
         text = error.message
         assert switches in ("budget=119", "budget=7")
-    assert text.startswith(found) and _core.ane_compile_count() == before
+    assert text.startswith(found) and _core_ane.ane_compile_count() == before
 
 
 def test_a_donor_gives_the_program_and_not_its_weights(device):

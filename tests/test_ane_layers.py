@@ -13,7 +13,7 @@ from mil_model import MilModel
 from simulated_ane import Simulator
 from test_mil_layers import ALL, CONFIGS, SEQ, Stream, engine, in_half, random_weights, stream
 
-from neuralforge import _core, formats
+from neuralforge import _core_ane, formats
 from neuralforge.backends import cpu
 from neuralforge.tokenizer import Tokenizer
 
@@ -28,11 +28,11 @@ class Simulated(MilModel):
 
     def load(self, simulator: Simulator) -> None:
         blobs = dict.fromkeys(re.findall(r'"(@model_path/[^"]+)"', self.text), self.blob)
-        self.loaded = _core.AneProgram(_core.AneDevice(simulator.path), self.text, blobs)
+        self.loaded = _core_ane.AneProgram(_core_ane.AneDevice(simulator.path), self.text, blobs)
 
     def run(self, procedure: str, **given: Any) -> dict[str, np.ndarray[Any, Any]]:
         at = self.loaded.procedure(procedure)
-        request = _core.AneRequest(self.loaded, at)
+        request = _core_ane.AneRequest(self.loaded, at)
         inputs, outputs = self.loaded.ports(at)
         for port in inputs:
             array = np.atleast_2d(given[port.name[4:]])

@@ -14,7 +14,7 @@ import pytest
 from small import write
 from test_cpu_engine import TINY
 
-from neuralforge import _core, ane_cost, ane_plan, catalogue, cli
+from neuralforge import _core, _core_mil, ane_cost, ane_plan, catalogue, cli
 from neuralforge.ane_programs import Job, banks, build, chunks, procedures
 from neuralforge.config import LoraConfig, ModelConfig, tensor_shapes
 from neuralforge.errors import ConfigError, ModelError, OutputError
@@ -42,8 +42,8 @@ def test_lora_of_real_models_fits_without_recompiling(name, seq):
     made = ane_plan.plan(name, Job(REAL[name], "lora", seq, LORA))
     assert (made.strategy, made.recompiles, made.restarts) == ("banks", 0, 0)
     assert made.compiles == len(made.programs) <= 6
-    assert all(p.weight_bytes <= _core.MIL_LIMITS["blob_bytes"] for p in made.programs)
-    assert all(len(p.procedures) <= _core.MIL_LIMITS["procedures"] for p in made.programs)
+    assert all(p.weight_bytes <= _core_mil.MIL_LIMITS["blob_bytes"] for p in made.programs)
+    assert all(len(p.procedures) <= _core_mil.MIL_LIMITS["procedures"] for p in made.programs)
     assert made.ane_flop_share >= 0.95
     assert made.cpu == ["embedding lookup", "loss and its gradient", "AdamW"]
     assert made.predicted_utilisation > max(ane_cost.ORIGINAL_UTILISATION)
@@ -83,7 +83,7 @@ def test_the_classifier_is_cut_below_the_width_limit():
         rows = chunks(Job(dataclasses.replace(REAL["stories110m"], vocab_size=vocab), "lora", 32, LORA))
         assert len(rows) == count and rows[0][0] == 0 and rows[-1][1] == vocab
         assert all(a[1] == b[0] for a, b in itertools.pairwise(rows))
-        assert max(b - a for a, b in rows) <= _core.MIL_LIMITS["conv_inputs"]
+        assert max(b - a for a, b in rows) <= _core_mil.MIL_LIMITS["conv_inputs"]
 
 
 def test_layers_go_into_the_next_program_when_one_is_full():

@@ -16,7 +16,7 @@ import pytest
 import small
 from simulated_ane import Simulator
 
-from neuralforge import _core, events
+from neuralforge import _core_ane, events
 from neuralforge.backends import ane
 from neuralforge.config import LoraConfig, TrainConfig
 from neuralforge.errors import BackendError, ConfigError, RestartNeeded
@@ -153,7 +153,7 @@ def test_a_library_cannot_start_its_host_again_and_says_so(
 
     trainer("whole").train()
     seen.clear()
-    monkeypatch.setenv(ane.COMPILES, str(_core.ane_compile_count() + 3))
+    monkeypatch.setenv(ane.COMPILES, str(_core_ane.ane_compile_count() + 3))
     with pytest.raises(RestartNeeded, match="in a new process or kernel") as raised:
         trainer("cut").train()
     assert raised.value.saved is not None and raised.value.saved[1] == 2

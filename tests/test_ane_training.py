@@ -13,7 +13,7 @@ import pytest
 import small
 from simulated_ane import Simulator
 
-from neuralforge import _core, events, generate
+from neuralforge import _core_ane, events, generate
 from neuralforge.backends import ane, cpu
 from neuralforge.config import LoraConfig, TrainConfig
 from neuralforge.ingest import Dataset
@@ -72,7 +72,7 @@ def test_the_story_is_the_published_one(device, shared):
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 def test_a_run_learns_as_on_the_cpu(device, shared, tmp_path, lora):
-    before, compiles = _core.ane_compile_count(), []
+    before, compiles = _core_ane.ane_compile_count(), []
 
     class Watched:
         """The backend, which counts what was compiled when a session was open."""
@@ -82,7 +82,7 @@ def test_a_run_learns_as_on_the_cpu(device, shared, tmp_path, lora):
 
         def open(self, *args: Any, **options: Any) -> Any:
             session = ane.open(*args, **options)
-            compiles.append(_core.ane_compile_count())
+            compiles.append(_core_ane.ane_compile_count())
             return session
 
     how: dict[str, Any] = {"lora": lora, "steps": STEPS, "eval_strategy": "no", "save_steps": 50}
@@ -93,16 +93,16 @@ def test_a_run_learns_as_on_the_cpu(device, shared, tmp_path, lora):
     far = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
     assert far <= 0.01, far
     assert sum(losses[1][-10:]) < 0.9 * sum(losses[1][:10])  # there was something to learn
-    assert compiles == [before + 1] and _core.ane_compile_count() == before + 1
+    assert compiles == [before + 1] and _core_ane.ane_compile_count() == before + 1
 
 
 @pytest.mark.slow
 def test_a_run_with_evaluation_goes_on_with_the_same_bits(device, shared, tmp_path):
     """Evaluation, samples and checkpoints; a run that is left after 3 of 6 steps learns what a whole one does."""
     how: dict[str, Any] = {"lora": LORA, "steps": 6, "count": 40, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
-    before = _core.ane_compile_count()
+    before = _core_ane.ane_compile_count()
     whole = trainer(ane, shared, tmp_path / "a", **how).train()
-    assert _core.ane_compile_count() == before + 1  # samples, of up to 56 tokens, fit into the programs of the streams
+    assert _core_ane.ane_compile_count() == before + 1  # samples, of up to 56 tokens, fit into the programs of the streams
     assert len(small.of(whole, events.Eval)) == 2 and all(e.text for e in small.of(whole, events.Sample))
     stream = trainer(ane, shared, tmp_path / "b", **how).start()
     assert any(isinstance(event, events.Saved) for event in stream)

@@ -78,7 +78,7 @@ def problems(source: Path, document: str) -> list[str]:
         for other in sorted(imported):
             below = row_of(other, rows)
             if other in EXTENSIONS:
-                bad = name != "_core"
+                bad = not name.startswith("_core")
             elif name in faces:
                 bad = other not in faces and below != 0
             elif name in ABOVE or other == "__init__":

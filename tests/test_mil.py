@@ -10,7 +10,7 @@ import mil_reader
 import numpy as np
 import pytest
 
-from neuralforge import _core
+from neuralforge import _core_mil
 from neuralforge.errors import BackendError, ConfigError
 
 CONV = {"strides": [1, 1], "pad_type": "valid", "pad": [0, 0, 0, 0], "dilations": [1, 1], "groups": 1}
@@ -62,9 +62,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
 ]
 
 
-def program(dialect: str, op: str, shapes: dict[str, Any], parameters: dict[str, Any]) -> tuple[_core.MilProgram, list, list]:
+def program(
+    dialect: str, op: str, shapes: dict[str, Any], parameters: dict[str, Any]
+) -> tuple[_core_mil.MilProgram, list, list]:
     """The op between run-time inputs (8 values wide and more), each made 32 wide by nothing: ports are checked elsewhere."""
-    p = _core.MilProgram(dialect, limits={"row_values": 1})
+    p = _core_mil.MilProgram(dialect, limits={"row_values": 1})
     p.begin("main")
     arrays, values, given = [], [], {}
     for name, shape in shapes.items():
@@ -98,12 +100,12 @@ def test_every_op_says_what_numpy_computes(dialect, op, shapes, parameters, form
 
 def test_every_op_of_the_table_has_a_case():
     elsewhere = {"cast", "quantize", "dequantize", "constexpr_blockwise_shift_scale", "constexpr_affine_dequantize"}
-    assert {c[0] for c in CASES} | elsewhere == set(_core.mil_ops())
+    assert {c[0] for c in CASES} | elsewhere == set(_core_mil.mil_ops())
 
 
-def narrow_program(dialect: str, weight: np.ndarray) -> _core.MilProgram:
+def narrow_program(dialect: str, weight: np.ndarray) -> _core_mil.MilProgram:
     """int8 weights both ways round; in ios18 also int8 activations and float32 ports."""
-    p = _core.MilProgram(dialect)
+    p = _core_mil.MilProgram(dialect)
     p.begin("main")
     wide = dialect == "ios18"
     x = p.input("x", (1, weight.shape[1], 1, 32), "fp32" if wide else "fp16")
@@ -138,7 +140,7 @@ def test_int8_rows_have_their_own_scale(dialect):
 
 def test_the_weight_file_holds_each_array_once():
     w, table = numbers(40, 24), numbers(1, 40, 1, 32)
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     for name in ("first", "second"):
         p.begin(name)
         x = p.input("x", (1, 24, 1, 32))
@@ -167,7 +169,7 @@ def test_weights_are_rounded_to_nearest_from_every_stored_form(stored):
     else:
         with np.errstate(over="ignore"):
             given = values.astype(stored)
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     p.begin("main")
     x = p.input("x", (1, 8, 1, 32))
     p.output("y", p.apply("conv", x=x, weight=p.weight(given), **CONV))
@@ -179,7 +181,7 @@ def test_weights_are_rounded_to_nearest_from_every_stored_form(stored):
 
 
 def test_cost_counts_multiplications_and_elements():
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     p.begin("main")
     x = p.input("x", (1, 64, 1, 32))
     y = p.apply("conv", x=x, weight=p.weight(numbers(128, 64)), **CONV)
@@ -191,8 +193,8 @@ def test_cost_counts_multiplications_and_elements():
     (about,) = p.procedures()
     assert about.matrix_flops == 2 * 128 * 64 * 32 + 2 * 128 * 128 * 32
     assert about.element_values == 128 * 32 and about.ops == 4
-    assert about.inputs == (_core.MilPort("x", (1, 64, 1, 32), "fp16"),)
-    assert about.outputs == (_core.MilPort("z", (1, 1, 128, 128), "fp16"),)
+    assert about.inputs == (_core_mil.MilPort("x", (1, 64, 1, 32), "fp16"),)
+    assert about.outputs == (_core_mil.MilPort("z", (1, 1, 128, 128), "fp16"),)
 
 
 X = ("x", (1, 8, 1, 32))
@@ -235,7 +237,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ),
     (
         "constant",
-        lambda p, x: p.weight(_core.MilUnread("w", (65537, 8))),
+        lambda p, x: p.weight(_core_mil.MilUnread("w", (65537, 8))),
         "a constant: shape .* axis 0 must be from 1 to 65536",
     ),
     ("port order", lambda p, x: p.input("a", (1, 8, 1, 32)), "port a comes after x: .* alphabetical"),
@@ -257,7 +259,7 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize("make, message", [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
 def test_what_cannot_be_built_is_refused_with_op_and_shapes(make, message):
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     p.begin("main")
     x = p.input("x", (1, 8, 1, 32))
     make(p, x)
@@ -268,7 +270,7 @@ def test_what_cannot_be_built_is_refused_with_op_and_shapes(make, message):
 
 
 def test_the_first_error_stays():
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     p.begin("main")
     x = p.input("x", (1, 8, 1, 32))
     bad = p.apply("reshape", x=x, shape=[3])
@@ -293,21 +295,21 @@ def test_the_first_error_stays():
     ],
 )
 def test_procedures_must_be_whole(make, message):
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     make(p)
     with pytest.raises(BackendError, match=message):
         p.text()
 
 
 def test_limits_of_the_program():
-    p = _core.MilProgram(limits={"procedures": 1, "blob_bytes": 1000, "conv_inputs": 8})
+    p = _core_mil.MilProgram(limits={"procedures": 1, "blob_bytes": 1000, "conv_inputs": 8})
     p.begin("main")
     x = p.input("x", (1, 8, 1, 32))
     p.output("y", p.apply("conv", x=x, weight=p.weight(numbers(60, 8)), **CONV))
     p.end()
     with pytest.raises(BackendError, match=r"1088 bytes of weights in one program, at most 1000"):
         p.text()
-    p = _core.MilProgram(limits={"conv_inputs": 7})
+    p = _core_mil.MilProgram(limits={"conv_inputs": 7})
     p.begin("main")
     p.apply("conv", x=p.input("x", (1, 8, 1, 32)), weight=p.weight(numbers(60, 8)), **CONV)
     with pytest.raises(BackendError, match="at most 7 input channels"):
@@ -316,7 +318,7 @@ def test_limits_of_the_program():
 
 @pytest.mark.parametrize("op, given", [("cast", {"dtype": "fp32"}), ("quantize", {"output_dtype": "int8"})])
 def test_the_old_dialect_has_no_newer_ops(op, given):
-    p = _core.MilProgram("ios16")
+    p = _core_mil.MilProgram("ios16")
     p.begin("main")
     x = p.input("x", (1, 8, 1, 32))
     values = {"x": x} if op == "cast" else {"input": x, "scale": p.scalar(1)}
@@ -334,7 +336,7 @@ def test_weights_that_fp16_cannot_hold_are_refused(bad, stored, message, int8):
         pytest.skip("an int8 row with this value is fine")
     weight = numbers(8, 8).astype(stored)
     weight[3, 4] = bad
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     p.begin("main")
     x = p.input("x", (1, 8, 1, 32))
     p.output("y", p.apply("conv", x=x, weight=p.weight(weight, int8=int8), **CONV))
@@ -346,8 +348,8 @@ def test_weights_that_fp16_cannot_hold_are_refused(bad, stored, message, int8):
 
 def test_shapes_alone_make_the_text_but_no_weight_file():
     texts = []
-    for weight in (numbers(8, 8), _core.MilUnread("w", (8, 8))):
-        p = _core.MilProgram()
+    for weight in (numbers(8, 8), _core_mil.MilUnread("w", (8, 8))):
+        p = _core_mil.MilProgram()
         p.begin("main")
         x = p.input("x", (1, 8, 1, 32))
         p.output("y", p.apply("conv", x=x, weight=p.weight(weight), **CONV))
@@ -361,4 +363,4 @@ def test_shapes_alone_make_the_text_but_no_weight_file():
 
 def test_a_dialect_must_be_known():
     with pytest.raises((KeyError, ConfigError)):
-        _core.MilProgram("ios17")
+        _core_mil.MilProgram("ios17")

@@ -16,7 +16,7 @@ import pytest
 from mil_model import MilModel, in_half
 from test_cpu_engine import Stream, fill, random_weights, stream
 
-from neuralforge import _core, formats
+from neuralforge import _core_mil, formats
 from neuralforge.ane_programs import ATTENTION, Procedure, build
 from neuralforge.backends import cpu
 from neuralforge.config import LoraConfig, ModelConfig, RopeConfig
@@ -290,9 +290,9 @@ def test_narrow_forms_are_their_formula(form):
     model = MilModel(config, weights, None, seq=SEQ, shapes_only=True)
     shape = dataclasses.replace(model.shape, trained="lora", form=form)
     w = {n: weights[f"model.layers.0.mlp.{n}_proj.weight"].data for n in ("gate", "up", "down")}
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     gain = np.ones(64, np.float32)
-    linears = {n: _core.MilLinear(a, input_scale=step) for n, a in w.items()}
+    linears = {n: _core_mil.MilLinear(a, input_scale=step) for n, a in w.items()}
     p.ffn("main", shape, linears, gain, backward=False)
     (function,) = mil_reader.parse(p.text())[1].values()
     x = np.random.default_rng(2).normal(0, 1, (64, SEQ))
@@ -328,8 +328,8 @@ def test_int8_gradients_are_near_those_of_the_same_weights():
 def test_norms_stay_finite_in_float16(size, gradient):
     """Also where the squares would overflow (above 256) or vanish (below 2e-4), and where a token has no gradient."""
     hidden, seq, eps = 512, 32, 1e-6
-    shape = _core.MilShape(hidden, 4, 4, 128, 512, seq, np.ones(64, np.float32), eps)
-    p = _core.MilProgram()
+    shape = _core_mil.MilShape(hidden, 4, 4, 128, 512, seq, np.ones(64, np.float32), eps)
+    p = _core_mil.MilProgram()
     gain = np.random.default_rng(0).normal(1, 0.2, hidden).astype(np.float16).astype(np.float32)
     p.norm("forward", shape, gain, backward=False)
     p.norm("backward", shape, gain, backward=True)
@@ -393,7 +393,7 @@ def test_programs_use_the_ops_that_the_page_lists(name):
 WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("heads", {"kv_heads": 3}, {}, "sizes are not those of a model"),
     ("seq", {"seq": 40}, {}, r"port i00_x \[1, 64, 1, 40\]: .* multiple of 32"),
-    ("weight", {}, {"weight": _core.MilUnread("w", (64, 63))}, r"gate: weight \(64, 63\) instead of \(96, 64\)"),
+    ("weight", {}, {"weight": _core_mil.MilUnread("w", (64, 63))}, r"gate: weight \(64, 63\) instead of \(96, 64\)"),
     ("rank", {}, {"rank": -1}, "gate: rank -1"),
     ("rank of all weights", {"trained": "full"}, {"rank": 4}, "gate: rank 4"),
     ("form of all weights", {"trained": "full", "form": "int8"}, {}, "trained weights are inputs"),
@@ -404,12 +404,14 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 @pytest.mark.parametrize("shape, linear, message", [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_parts_that_do_not_fit_are_refused(shape, linear, message):
     good = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 96, "seq": 64, "eps": 1e-5}
-    p = _core.MilProgram()
+    p = _core_mil.MilProgram()
     shapes = {"gate": (96, 64), "up": (96, 64), "down": (64, 96), "norm": (64,)}
-    weights = {n: _core.MilUnread(n, s) for n, s in shapes.items()}
+    weights = {n: _core_mil.MilUnread(n, s) for n, s in shapes.items()}
     norm = weights.pop("norm")
-    linears = {n: _core.MilLinear(**({"weight": w} | (linear if n == "gate" else {}))) for n, w in weights.items()}
-    p.ffn("main", _core.MilShape(**(good | shape), inverse_frequencies=np.ones(8, np.float32)), linears, norm, backward=False)
+    linears = {n: _core_mil.MilLinear(**({"weight": w} | (linear if n == "gate" else {}))) for n, w in weights.items()}
+    p.ffn(
+        "main", _core_mil.MilShape(**(good | shape), inverse_frequencies=np.ones(8, np.float32)), linears, norm, backward=False
+    )
     with pytest.raises(BackendError, match=message):
         p.text()
 

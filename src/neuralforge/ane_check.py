@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, _core
+from . import __version__, _core_ane, _core_mil
 from .ane_cost import CHAIN_DEPTHS
 from .ane_probes import CONV, Work, loaded, numbers, probes
 from .backends import ane, cpu
@@ -83,17 +83,17 @@ def examine() -> Report:
     """
     if reason := ane.unavailable():
         raise BackendError(reason)
-    device, before = ane.device(), _core.ane_compile_count()
+    device, before = ane.device(), _core_ane.ane_compile_count()
     dialect = ane.dialect_of(device)
     tried = [_tried(name, needed, work, device, dialect) for name, needed, work in probes(dialect)]
     conformance = [_tried(name, True, work, device, dialect) for name, work in _conformance()]
     info = {k: v for k, v in device.info().items() if k != "scratch"}
     times = _benchmark(device, dialect) if all(f.ok for f in tried if f.needed) else {}
     rates = {name: flops / ms / 1e9 for name, flops in _work().items() if (ms := times.get(name))}
-    return Report(info, dialect, tried, conformance, times, rates, _core.ane_compile_count() - before)
+    return Report(info, dialect, tried, conformance, times, rates, _core_ane.ane_compile_count() - before)
 
 
-def _tried(name: str, needed: bool, work: Work, device: _core.AneDevice, dialect: str) -> Finding:
+def _tried(name: str, needed: bool, work: Work, device: _core_ane.AneDevice, dialect: str) -> Finding:
     try:
         return Finding(name, True, needed, work(device, dialect))
     except NeuralForgeError as error:
@@ -180,7 +180,7 @@ def _batch(vocab: int) -> Batch:
 # --- times
 
 
-def _benchmark(device: _core.AneDevice, dialect: str) -> dict[str, float]:
+def _benchmark(device: _core_ane.AneDevice, dialect: str) -> dict[str, float]:
     """ms of a call that does little, of what the cost model was fitted to, and of a small model's training step."""
     times = {"a call": _chain_ms(device, dialect, channels=32, depth=1, width=32)}
     for depth in CHAINS:
@@ -210,27 +210,27 @@ def _work() -> dict[str, float]:
     return {_chain(depth): depth * 2.0 * 512**2 * 64 for depth in CHAINS} | {_product(): 2.0 * PRODUCT**3}
 
 
-def _product_ms(device: _core.AneDevice, dialect: str) -> float:
+def _product_ms(device: _core_ane.AneDevice, dialect: str) -> float:
     """Of two run-time matrices."""
-    p, shape = _core.MilProgram(dialect), (1, 1, PRODUCT, PRODUCT)
+    p, shape = _core_mil.MilProgram(dialect), (1, 1, PRODUCT, PRODUCT)
     p.begin("main")
     p.output("o", p.apply("matmul", x=p.input("i0", shape), y=p.input("i1", shape), transpose_x=False, transpose_y=False))
     p.end()
-    request = _core.AneRequest(loaded(device, p))
+    request = _core_ane.AneRequest(loaded(device, p))
     for port in ("i0", "i1"):
         request.write(port, numbers(shape) / PRODUCT)
     return _median_ms(request.run)
 
 
-def _chain_ms(device: _core.AneDevice, dialect: str, *, channels: int, depth: int, width: int) -> float:
-    p = _core.MilProgram(dialect)
+def _chain_ms(device: _core_ane.AneDevice, dialect: str, *, channels: int, depth: int, width: int) -> float:
+    p = _core_mil.MilProgram(dialect)
     p.begin("main")
     value = p.input("i", (1, channels, 1, width))
     for n in range(depth):
         value = p.apply("conv", x=value, weight=p.weight(numbers((channels, channels), seed=n) / channels), **CONV)
     p.output("o", value)
     p.end()
-    request = _core.AneRequest(loaded(device, p))
+    request = _core_ane.AneRequest(loaded(device, p))
     return _median_ms(request.run)
 
 

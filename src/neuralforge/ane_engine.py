@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _core_ane, _core_mil
 from .ane_programs import ATTENTION, FFN, NORMS, Job, Procedure, banks, build
 from .errors import BackendError, RestartNeeded
 from .weights import F32Array, ParamSet, Weights
 
 HalfArray = npt.NDArray[np.float16]
-Surfaces = Mapping[str, _core.AneSurface]
+Surfaces = Mapping[str, _core_ane.AneSurface]
 BLOB = "@model_path/weights/weight.bin"  # as csrc/mil names it
 TIMEOUT = 60.0  # seconds; a call takes milliseconds
 DOCUMENTS = 2048  # whole numbers that fp16 holds exactly
@@ -39,14 +39,14 @@ class Call:
         surfaces: {role: surface}.
     """
 
-    def __init__(self, program: _core.AneProgram, name: str, *, size: int = 0, given: Surfaces | None = None) -> None:
+    def __init__(self, program: _core_ane.AneProgram, name: str, *, size: int = 0, given: Surfaces | None = None) -> None:
         at = program.procedure(name)
         self.inputs, self.outputs = ({_role(port): port for port in side} for side in program.ports(at))
         self._ports = self.inputs | self.outputs
         size = size or max(port.size for port in self._ports.values())
-        self.surfaces = {role: (given or {}).get(role) or _core.AneSurface(program.device, size) for role in self._ports}
+        self.surfaces = {role: (given or {}).get(role) or _core_ane.AneSurface(program.device, size) for role in self._ports}
         bound = {port.name: self.surfaces[role] for role, port in self._ports.items()}
-        self._request = _core.AneRequest(program, at, surfaces=bound)
+        self._request = _core_ane.AneRequest(program, at, surfaces=bound)
 
     @contextlib.contextmanager
     def view(self, role: str, *, write: bool = False) -> Iterator[HalfArray]:
@@ -63,7 +63,7 @@ class Call:
         self._request.run(timeout=TIMEOUT)
 
 
-def _role(port: _core.AnePort) -> str:
+def _role(port: _core_ane.AnePort) -> str:
     return port.name.split("_", 1)[1]
 
 
@@ -109,7 +109,7 @@ class Engine:
 
     def __init__(
         self,
-        device: _core.AneDevice,
+        device: _core_ane.AneDevice,
         job: Job,
         weights: Weights,
         *,
@@ -118,8 +118,8 @@ class Engine:
     ) -> None:
         self.job, self.training = job, training
         self._device, self._limits = device, limits
-        self._programs: list[_core.AneProgram] = []
-        self._found: dict[tuple[str, str, int], tuple[_core.AneProgram, str]] = {}
+        self._programs: list[_core_ane.AneProgram] = []
+        self._found: dict[tuple[str, str, int], tuple[_core_ane.AneProgram, str]] = {}
         cut = banks(job, limits)
         try:
             for bank in cut:
@@ -146,17 +146,17 @@ class Engine:
         if not bank:
             return
         # one that an earlier process compiled would be no compile, but those come first, while there is still room
-        compiles = _core.ane_compile_count()
-        if compiles >= (_core.MIL_LIMITS | (self._limits or {}))["compiles"]:
+        compiles = _core_ane.ane_compile_count()
+        if compiles >= (_core_mil.MIL_LIMITS | (self._limits or {}))["compiles"]:
             raise RestartNeeded(compiles=compiles, opened=len(self._programs))
         made = build(self.job, bank, weights, limits=self._limits)
         text = made.text()
         blobs = {BLOB: made.blob()} if made.blob_bytes() else {}
-        program = _core.AneProgram(self._device, text, blobs)
+        program = _core_ane.AneProgram(self._device, text, blobs)
         self._programs.append(program)
         self._found |= {(p.part, p.way, p.index): (program, p.name) for p in bank}
 
-    def _procedure(self, part: str, way: str, index: int) -> tuple[_core.AneProgram, str] | None:
+    def _procedure(self, part: str, way: str, index: int) -> tuple[_core_ane.AneProgram, str] | None:
         return self._found.get((part, way, index)) or self._found.get((part, way, -1))
 
     # --- binding
@@ -166,9 +166,9 @@ class Engine:
         kinds = ("layer",) if self.job.whole_layers else ("attention", "ffn")
         self._parts = [(kind, layer) for layer in range(self.job.config.num_hidden_layers) for kind in kinds]
         size = max(_largest(*found) for (part, _, _), found in self._found.items() if part in kinds)
-        states, slopes = ([_core.AneSurface(self._device, size) for _ in range(count)] for count in (self._states(), 2))
+        states, slopes = ([_core_ane.AneSurface(self._device, size) for _ in range(count)] for count in (self._states(), 2))
         # the documents, and the gradients of trained values, which are read after each call
-        shared: dict[str, _core.AneSurface] = {}
+        shared: dict[str, _core_ane.AneSurface] = {}
         self._forward: list[Call] = []
         self._backward: list[Call | None] = []  # None: nothing is trained there or below
         for k, (kind, layer) in enumerate(self._parts):
@@ -321,7 +321,7 @@ class Engine:
             program.close()
 
 
-def _largest(program: _core.AneProgram, name: str) -> int:
+def _largest(program: _core_ane.AneProgram, name: str) -> int:
     """Bytes of the largest port of a procedure."""
     return max(port.size for side in program.ports(program.procedure(name)) for port in side)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _core, formats
+from . import _core_mil, formats
 from .ane_cost import LOSS_SECONDS, ORIGINAL_UTILISATION, PEAK_TFLOPS, chips, validation
 from .ane_programs import Job, Procedure, banks, build
 from .config import ModelConfig, tensor_shapes
@@ -138,7 +138,7 @@ def plan(model: str, job: Job, *, chip: str = CHIP, limits: dict[str, int] | Non
         model: what to call it.
         job: what is trained, and how many tokens at a time.
         chip: a key of `chips`.
-        limits: what to take instead of `_core.MIL_LIMITS`; "procedures": 1 plans without several procedures in a program.
+        limits: what to take instead of `_core_mil.MIL_LIMITS`; "procedures": 1 plans without several procedures in a program.
 
     Raises:
         ConfigError: a layer does not fit into a program.
@@ -151,7 +151,7 @@ def plan(model: str, job: Job, *, chip: str = CHIP, limits: dict[str, int] | Non
     loss = 0.0 if job.mode == "generate" else 1e3 * LOSS_SECONDS * job.seq * job.config.vocab_size
     predicted = {name: line.ms(calls, flops) + loss for name, line in chips().items()}
     ms = predicted[chip]
-    restarts = math.ceil(len(programs) / (_core.MIL_LIMITS | (limits or {}))["compiles"]) - 1
+    restarts = math.ceil(len(programs) / (_core_mil.MIL_LIMITS | (limits or {}))["compiles"]) - 1
     work = flops + sum(p.step_values for p in programs)
     useful = sum(p.forward_flops for p in programs) * {"lora": 2, "full": 3, "generate": 1}[job.mode]
     return AnePlan(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _core_ane, _core_mil
 from .ane_engine import BLOB
 from .backends import ane
 from .errors import BackendError
@@ -30,17 +30,17 @@ _COUNT = (
     "print(json.dumps(compiles_granted(sys.argv[2], int(sys.argv[3]), release=sys.argv[4] == 'released')))"
 )
 
-Work = Callable[[_core.AneDevice, str], str]  # (device, dialect) -> what was found
+Work = Callable[[_core_ane.AneDevice, str], str]  # (device, dialect) -> what was found
 
 
-def loaded(device: _core.AneDevice, made: _core.MilProgram) -> _core.AneProgram:
+def loaded(device: _core_ane.AneDevice, made: _core_mil.MilProgram) -> _core_ane.AneProgram:
     """A program that has been built, on the device."""
     text = made.text()
-    return _core.AneProgram(device, text, {BLOB: made.blob()} if made.blob_bytes() else {})
+    return _core_ane.AneProgram(device, text, {BLOB: made.blob()} if made.blob_bytes() else {})
 
 
-def _outputs(program: _core.AneProgram, procedure: str, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    request = _core.AneRequest(program, program.procedure(procedure))
+def _outputs(program: _core_ane.AneProgram, procedure: str, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    request = _core_ane.AneRequest(program, program.procedure(procedure))
     sides = program.ports(program.procedure(procedure))
     for port, values in zip(sides[0], inputs, strict=True):
         request.write(port.name, values)
@@ -65,8 +65,8 @@ def _compare(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> str:
 def _op(op: str, formula: Callable[..., npt.NDArray[Any]], *shapes: tuple[int, ...], **given: Any) -> Work:
     """A program of one op on run-time inputs against numpy."""
 
-    def work(device: _core.AneDevice, dialect: str) -> str:
-        p = _core.MilProgram(dialect)
+    def work(device: _core_ane.AneDevice, dialect: str) -> str:
+        p = _core_mil.MilProgram(dialect)
         p.begin("main")
         arrays = [numbers(shape, seed=n) for n, shape in enumerate(shapes or (SHAPE,))]
         values = [p.input(f"i{n}", a.shape) for n, a in enumerate(arrays)]
@@ -121,8 +121,8 @@ def _dialect(dialect: str) -> Work:
     return lambda device, _: _op("abs", np.abs)(device, dialect)
 
 
-def _constant_product(device: _core.AneDevice, dialect: str) -> str:
-    p = _core.MilProgram(dialect)
+def _constant_product(device: _core_ane.AneDevice, dialect: str) -> str:
+    p = _core_mil.MilProgram(dialect)
     p.begin("main")
     w, x = numbers((1, 1, 32, 32)), numbers((1, 4, 32, 64))
     p.output("o", p.apply("matmul", x=p.table(w), y=p.input("i", x.shape), transpose_x=False, transpose_y=False))
@@ -130,8 +130,8 @@ def _constant_product(device: _core.AneDevice, dialect: str) -> str:
     return _compare(_outputs(loaded(device, p), "main", [x])[0], w @ x)
 
 
-def _int8(device: _core.AneDevice, dialect: str) -> str:
-    p = _core.MilProgram(dialect)
+def _int8(device: _core_ane.AneDevice, dialect: str) -> str:
+    p = _core_mil.MilProgram(dialect)
     p.begin("main")
     w, x = numbers((64, 32)), numbers((1, 32, 1, 64))
     p.output("o", p.apply("conv", x=p.input("i", x.shape), weight=p.weight(w, int8=True), **CONV))
@@ -140,8 +140,8 @@ def _int8(device: _core.AneDevice, dialect: str) -> str:
     return _compare(_outputs(loaded(device, p), "main", [x])[0][0, :, 0], np.round(w / step) * step @ x[0, :, 0])
 
 
-def _wide_ports(device: _core.AneDevice, dialect: str) -> str:
-    p = _core.MilProgram(dialect)
+def _wide_ports(device: _core_ane.AneDevice, dialect: str) -> str:
+    p = _core_mil.MilProgram(dialect)
     p.begin("main")
     x = numbers(SHAPE)
     p.output("o", p.apply("cast", x=p.apply("cast", x=p.input("i", SHAPE, "fp32"), dtype="fp16"), dtype="fp32"))
@@ -149,24 +149,26 @@ def _wide_ports(device: _core.AneDevice, dialect: str) -> str:
     return _compare(_outputs(loaded(device, p), "main", [x])[0], x)
 
 
-def _different_sizes(device: _core.AneDevice, dialect: str) -> str:
+def _different_sizes(device: _core_ane.AneDevice, dialect: str) -> str:
     """Two inputs in surfaces just as large as they need."""
-    p = _core.MilProgram(dialect)
+    p = _core_mil.MilProgram(dialect)
     p.begin("main")
     x, y = numbers((1, 64, 16, 64)), numbers((1, 1, 1, 64))  # systems round sizes up to some KB
     p.output("o", p.apply("add", x=p.input("i0", x.shape), y=p.input("i1", y.shape)))
     p.end()
     program = loaded(device, p)
     sides = program.ports()
-    request = _core.AneRequest(program, surfaces={q.name: _core.AneSurface(device, q.size) for side in sides for q in side})
+    request = _core_ane.AneRequest(
+        program, surfaces={q.name: _core_ane.AneSurface(device, q.size) for side in sides for q in side}
+    )
     request.write("i0", x)
     request.write("i1", y)
     request.run()
     return _compare(request.read("o"), x + y)
 
 
-def _short_rows(device: _core.AneDevice, dialect: str) -> str:
-    p = _core.MilProgram(dialect, limits={"row_values": 1})
+def _short_rows(device: _core_ane.AneDevice, dialect: str) -> str:
+    p = _core_mil.MilProgram(dialect, limits={"row_values": 1})
     p.begin("main")
     x = numbers((1, 6, 4, 16))
     p.output("o", p.apply("abs", x=p.input("i", x.shape)))
@@ -176,8 +178,8 @@ def _short_rows(device: _core.AneDevice, dialect: str) -> str:
     return f"{stride} bytes a row, " + _compare(_outputs(program, "main", [x])[0], np.abs(x))
 
 
-def _procedures(device: _core.AneDevice, dialect: str) -> str:
-    p = _core.MilProgram(dialect)
+def _procedures(device: _core_ane.AneDevice, dialect: str) -> str:
+    p = _core_mil.MilProgram(dialect)
     shapes = {"second": (1, 4, 1, 32), "first": (1, 8, 2, 64)}
     for name, shape in shapes.items():
         p.begin(name)
@@ -187,12 +189,12 @@ def _procedures(device: _core.AneDevice, dialect: str) -> str:
     return ", ".join(_compare(_outputs(program, n, [numbers(s)])[0], np.abs(numbers(s))) for n, s in shapes.items())
 
 
-def _cache(device: _core.AneDevice, dialect: str) -> str:
+def _cache(device: _core_ane.AneDevice, dialect: str) -> str:
     """A program that is loaded again comes from the disk; a machine that compiles it again is slower, not wrong."""
     with tempfile.TemporaryDirectory() as folder:
         cached = ane.device(cache=folder)
         for again in (False, True):
-            p = _core.MilProgram(dialect)
+            p = _core_mil.MilProgram(dialect)
             p.begin("main")
             p.output("o", p.apply("abs", x=p.input("i", SHAPE)))
             p.end()
@@ -203,26 +205,26 @@ def _cache(device: _core.AneDevice, dialect: str) -> str:
     return "the second load compiles nothing"
 
 
-def _donor(device: _core.AneDevice, dialect: str) -> str:
+def _donor(device: _core_ane.AneDevice, dialect: str) -> str:
     """Other weights in a program that is compiled already: reports disagree, and stale weights would give a wrong result."""
     x, weights = numbers((1, 32, 1, 64)), [numbers((32, 32), seed=n) for n in (1, 2)]
     made = []
     for w in weights:
-        p = _core.MilProgram(dialect)
+        p = _core_mil.MilProgram(dialect)
         p.begin("main")
         p.output("o", p.apply("conv", x=p.input("i", x.shape), weight=p.weight(w), **CONV))
         p.end()
         made.append(p)
-    first, before = loaded(device, made[0]), _core.ane_compile_count()
-    second = _core.AneProgram(device, made[1].text(), {BLOB: made[1].blob()}, donor=first)
+    first, before = loaded(device, made[0]), _core_ane.ane_compile_count()
+    second = _core_ane.AneProgram(device, made[1].text(), {BLOB: made[1].blob()}, donor=first)
     found = [
         _compare(_outputs(m, "main", [x])[0][0, :, 0], w @ x[0, :, 0])
         for m, w in zip((second, first), weights[::-1], strict=True)
     ]
-    return f"{_core.ane_compile_count() - before} compiles, " + found[0]
+    return f"{_core_ane.ane_compile_count() - before} compiles, " + found[0]
 
 
-def _budget(device: _core.AneDevice, dialect: str) -> str:
+def _budget(device: _core_ane.AneDevice, dialect: str) -> str:
     """How many programs a process may compile, each released before the next, and all kept; in processes of their own."""
     (released, why), (kept, _) = (_compiles_of_a_process(dialect, how) for how in ("released", "kept"))
     found = f"{released} compiles with each program released, {kept} with all kept, of {MOST_COMPILES} tried"
@@ -255,7 +257,7 @@ def compiles_granted(dialect: str, most: int, *, release: bool) -> tuple[int, st
     """
     device, kept = ane.device(), []
     for n in range(most):
-        p = _core.MilProgram(dialect)
+        p = _core_mil.MilProgram(dialect)
         p.begin("main")
         p.output("o", p.apply("mul", x=p.input("i", (1, 4, 1, 32)), y=p.scalar(float(n + 2))))
         p.end()

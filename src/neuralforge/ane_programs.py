@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _core_mil
 from .config import LoraConfig, ModelConfig, tensor_shapes
 from .errors import ConfigError
 from .models.rope import inverse_frequencies
@@ -25,7 +25,7 @@ from .weights import STORED, Tensor, Weights
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 FFN = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 NORMS = {"norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-ROW = _core.MIL_LIMITS["row_values"]
+ROW = _core_mil.MIL_LIMITS["row_values"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
     packed: bool = True
     dialect: str = "ios18"
     form: str = "fp16"
-    chunk: int = _core.MIL_LIMITS["conv_inputs"]
+    chunk: int = _core_mil.MIL_LIMITS["conv_inputs"]
     whole_layers: bool = True
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ def banks(job: Job, limits: dict[str, int] | None = None) -> list[list[Procedure
     Raises:
         ConfigError: one layer alone is too large.
     """
-    limit = _core.MIL_LIMITS | (limits or {})
+    limit = _core_mil.MIL_LIMITS | (limits or {})
     shape = job.config
     tables = 2 * (job.seq**2 + 4 * shape.head_dim * job.seq) + (1 << 20)  # mask, rotary tables; norms and headers
     out: list[list[Procedure]] = []
@@ -189,11 +189,11 @@ def banks(job: Job, limits: dict[str, int] | None = None) -> list[list[Procedure
     return out
 
 
-def mil_shape(job: Job) -> _core.MilShape:
+def mil_shape(job: Job) -> _core_mil.MilShape:
     """The model as the builder wants it."""
     c = job.config
     frequencies, factor = inverse_frequencies(c.rope, c.head_dim, length=job.seq)
-    return _core.MilShape(
+    return _core_mil.MilShape(
         hidden=c.hidden_size,
         heads=c.num_attention_heads,
         kv_heads=c.num_key_value_heads,
@@ -226,7 +226,7 @@ class _Source:
         padding = [(0, fill * (axis == ("down_proj" in name))) for axis in range(len(shape))]
         if self.weights is None or self.job.mode == "full":
             sizes = tuple(n + more for n, (_, more) in zip(shape, padding, strict=True))
-            return _core.MilUnread(f"{name} {rows}", (rows[1] - rows[0], *sizes[1:]) if rows else sizes)
+            return _core_mil.MilUnread(f"{name} {rows}", (rows[1] - rows[0], *sizes[1:]) if rows else sizes)
         if name not in self.kept:
             data = _stored(self.weights[name])
             self.kept[name] = np.ascontiguousarray(np.pad(data, padding) if fill else data)
@@ -238,24 +238,24 @@ def _stored(tensor: Tensor) -> npt.NDArray[Any]:
     return tensor.data if tensor.dtype in STORED and tensor.data.flags.aligned else tensor.float32()
 
 
-def _linears(job: Job, source: _Source, prefix: str, modules: dict[str, str]) -> dict[str, _core.MilLinear]:
+def _linears(job: Job, source: _Source, prefix: str, modules: dict[str, str]) -> dict[str, _core_mil.MilLinear]:
     made = {}
     for name, module in modules.items():
         lora = job.lora if job.lora is not None and module in job.lora.modules else None
         weight, bias = (source.get(f"{prefix}{module}.{kind}") for kind in ("weight", "bias"))
-        made[name] = _core.MilLinear(weight, bias, lora.r if lora else 0, lora.scale if lora else 1.0, input_scale=0.0)
+        made[name] = _core_mil.MilLinear(weight, bias, lora.r if lora else 0, lora.scale if lora else 1.0, input_scale=0.0)
     return made
 
 
 def build(
     job: Job, wanted: Sequence[Procedure], weights: Weights | None = None, *, limits: dict[str, int] | None = None
-) -> _core.MilProgram:
+) -> _core_mil.MilProgram:
     """One program; without weights it has text and sizes, but no weight file.
 
     Raises:
         BackendError: from `text` of the result, when a limit of the device does not allow it.
     """
-    program = _core.MilProgram(job.dialect, limits=limits)
+    program = _core_mil.MilProgram(job.dialect, limits=limits)
     shape, source = mil_shape(job), _Source(job, weights)
     for p in wanted:
         backward = p.way == "backward"

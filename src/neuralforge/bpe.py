@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ._core import TokenSpec
+from ._core_tokenizer import TokenSpec
 from .errors import TokenizerError
 from .pretokenizer import Marked, Words
 
@@ -30,7 +30,7 @@ class Vocabulary:
     """What turns text without special tokens into ids, and ids into bytes.
 
     Attributes:
-        spec: for `_core.Coder`.
+        spec: for `_core_tokenizer.Coder`.
         surfaces: bytes that each id stands for in a decoded text.
         drops_space: decoding removes one space at the very start.
         drops_spaces: decoding removes all spaces there.

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import gguf_file
-from ._core import TOKEN_FLAGS, Coder
+from ._core_tokenizer import TOKEN_FLAGS, Coder
 from .bpe import Vocabulary
 from .config import ModelConfig
 from .errors import OutputError, TokenizerError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._core import TokenSpec
+from ._core_tokenizer import TokenSpec
 from .bpe import MARK, Vocabulary, flags, ranks_of
 from .errors import TokenizerError
 from .tokenizer_source import DAMAGED, AddedToken, Source

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
+from .. import _core, _core_ane, _core_mil
 from ..ane_engine import Engine, HalfArray
 from ..ane_programs import ROW, Job, banks
 from ..config import LoraConfig, ModelConfig, tensor_shapes
@@ -46,7 +46,7 @@ def unavailable() -> str | None:
     instead = "use --backend cpu"
     if sys.platform != "darwin" and FRAMEWORK not in os.environ:
         return f"the Neural Engine is part of Macs with Apple silicon, and this is {sys.platform}; {instead}"
-    if not _core.ane_built():
+    if not _core_ane.ane_built():
         return f"this build of neuralforge has no bridge to the Neural Engine; {instead}"
     try:
         device()
@@ -55,22 +55,22 @@ def unavailable() -> str | None:
     return None
 
 
-def device(*, cache: str | None = None) -> _core.AneDevice:
+def device(*, cache: str | None = None) -> _core_ane.AneDevice:
     """The opened framework, with a folder for compiled programs if one is given.
 
     Raises:
         BackendError: there is none, or it is not the one that the bridge was written for.
     """
-    return _core.AneDevice(os.environ.get(FRAMEWORK), cache=cache)
+    return _core_ane.AneDevice(os.environ.get(FRAMEWORK), cache=cache)
 
 
-def dialect_of(device: _core.AneDevice) -> str:
+def dialect_of(device: _core_ane.AneDevice) -> str:
     """The dialect of MIL that the chip is reported to take."""
     return "ios16" if device.info()["subtype"].startswith(OLD_CHIPS) else "ios18"
 
 
 def limits() -> dict[str, int]:
-    """What the environment says of the machine, in the place of `_core.MIL_LIMITS`."""
+    """What the environment says of the machine, in the place of `_core_mil.MIL_LIMITS`."""
     found = {}
     for key, name in (("compiles", COMPILES), ("procedures", PROCEDURES)):
         text = os.environ.get(name, "")
@@ -84,7 +84,7 @@ def limits() -> dict[str, int]:
 def cache_folder(programs: int) -> str | None:
     """Where compiled programs are kept: in a folder that is named, else in the user's own when a process cannot compile all."""
     named = os.environ.get(CACHE)
-    if not named and programs <= (_core.MIL_LIMITS | limits())["compiles"]:
+    if not named and programs <= (_core_mil.MIL_LIMITS | limits())["compiles"]:
         return None
     caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     return str(make_folder(named or caches / "neuralforge" / "ane"))
@@ -162,7 +162,7 @@ class AneSession:
         mode: Literal["lora", "full", "generate"] = "full" if train == "full" else "lora" if lora else "generate"
         self._job = Job(config, mode, _rounded(max_tokens), lora, dialect=dialect_of(found), form=dtype)
         folder = cache_folder(len(banks(self._job, self._limits)))
-        self._device: _core.AneDevice | None = device(cache=folder) if folder else found
+        self._device: _core_ane.AneDevice | None = device(cache=folder) if folder else found
         self._check_lengths(self._job.seq)
         if train == "full":
             self.params = full_params(config)
