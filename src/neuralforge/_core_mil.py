@@ -18,8 +18,6 @@ MIL_DTYPES = {"fp16": lib.NF_MIL_FP16, "fp32": lib.NF_MIL_FP32, "int8": lib.NF_M
 MIL_DIALECTS = {"ios16": lib.NF_MIL_IOS16, "ios18": lib.NF_MIL_IOS18}
 MIL_STORED = {"float32": lib.NF_MIL_STORED_F32, "float16": lib.NF_MIL_STORED_F16, "uint16": lib.NF_MIL_STORED_BF16}
 MIL_LIMITS = {name: int(getattr(lib.nf_mil_device_limits, name)) for name, _ in ffi.typeof("nf_mil_limits").fields}
-
-
 MIL_TRAINED = {"lora": lib.NF_MIL_LORA, "full": lib.NF_MIL_FULL}
 MIL_FORMS = {"fp16": lib.NF_MIL_FORM_FP16, "int8": lib.NF_MIL_FORM_INT8, "w8a8": lib.NF_MIL_FORM_W8A8}
 
