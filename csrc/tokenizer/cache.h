@@ -15,7 +15,7 @@ enum {
     NF_CACHE_BYTES = 15, /* of a short word */
     NF_CACHE_IDS = 4,    /* of a short word */
     NF_CACHE_LONG = 256, /* bytes of a longer word */
-    NF_CACHE_BITS = 18,  /* buckets of two words: 16 MiB */
+    NF_CACHE_BITS = 17,  /* buckets of two words: 8 MiB */
     NF_CACHE_ARENA = 1 << 23
 };
 #define NF_CACHE_ID_MASK 0xFFFFFFu /* the count stands above the first id */
