@@ -12,22 +12,24 @@ bandwidth of the machine, measured between the rounds, is the limit.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
+from turns import Worker, ratio, spread, table, take_turns, verdict
 
 PROMPT, NEW, READ = 16, 64, 256
 CONTEXT = 1024
+OURS = "NeuralForge"
+BARS = {"write": 1.0, "read": 1.5}  # times as fast as the fastest of the others
 PIECE = 4096  # rows of random weights that are made; larger matrices repeat them
 
 
@@ -125,35 +127,35 @@ def write_model(path: Path, s: Shape, kind: str) -> int:
     return total
 
 
-def prompt(count: int, s: Shape, seed: int) -> list[int]:
+def prompt(count: int, s: Shape, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(300, s.vocab, count).tolist()
 
 
-# -------- each maker gives a function: seed -> {what: tokens per second} --------
+# -------- each maker gives a function that takes no request: {what: tokens per second} --------
 
 
-def ours(job: Job) -> Callable[[int], dict[str, float]]:
+def ours(job: Job) -> Callable[[None], dict[str, float]]:
     from neuralforge import formats, generate
     from neuralforge.backends import cpu
 
     checkpoint = formats.load(job.path)
     session = cpu.open(checkpoint.config, checkpoint.weights, threads=job.threads, max_tokens=READ, dtype="stored")
 
-    def turn(seed: int) -> dict[str, float]:
+    def turn(_: None) -> dict[str, float]:
         options: dict[str, Any] = {"max_new_tokens": NEW + 1, "context": CONTEXT}
-        ids = generate.token_ids(session, prompt(PROMPT, job.shape, seed), generate.GREEDY, **options)
+        ids = generate.token_ids(session, prompt(PROMPT, job.shape), generate.GREEDY, **options)
         next(ids)
         begun = time.perf_counter()
         written = len(list(ids)) / (time.perf_counter() - begun)
         cache = session.new_cache(READ, dtype="f16")
         begun = time.perf_counter()
-        session.logits(np.array(prompt(READ, job.shape, seed), np.int32), cache, last_only=True)
+        session.logits(np.array(prompt(READ, job.shape), np.int32), cache, last_only=True)
         return {"write": written, "read": READ / (time.perf_counter() - begun)}
 
     return turn
 
 
-def llama_cpp(job: Job) -> Callable[[int], dict[str, float]]:
+def llama_cpp(job: Job) -> Callable[[None], dict[str, float]]:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -163,23 +165,20 @@ def llama_cpp(job: Job) -> Callable[[int], dict[str, float]]:
     params.n_gpu_layers, params.verbosity, params.cache_prompt = 0, 0, False
     server = xllamacpp.Server(params)
 
-    def timings(count: int, new: int, seed: int) -> dict[str, float]:
-        request = {"prompt": prompt(count, job.shape, seed), "n_predict": new, "ignore_eos": True}
+    def timings(count: int, new: int) -> dict[str, float]:
+        request = {"prompt": prompt(count, job.shape), "n_predict": new, "ignore_eos": True}
         likeliest = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1, "cache_prompt": False}
         answer = server.handle_completions(request | likeliest)
         assert answer["timings"]["predicted_n"] == new and answer["timings"]["prompt_n"] >= count, answer
         return answer["timings"]
 
-    def turn(seed: int) -> dict[str, float]:
-        return {
-            "write": timings(PROMPT, NEW, seed)["predicted_per_second"],
-            "read": timings(READ, 1, seed)["prompt_per_second"],
-        }
+    def turn(_: None) -> dict[str, float]:
+        return {"write": timings(PROMPT, NEW)["predicted_per_second"], "read": timings(READ, 1)["prompt_per_second"]}
 
     return turn
 
 
-def transformers_bf16(job: Job) -> Callable[[int], dict[str, float]]:
+def transformers_bf16(job: Job) -> Callable[[None], dict[str, float]]:
     import torch
     import transformers
 
@@ -194,9 +193,9 @@ def transformers_bf16(job: Job) -> Callable[[int], dict[str, float]]:
     sizes |= {"vocab_size": s.vocab, "hidden_size": s.hidden, "intermediate_size": s.ffn, "num_hidden_layers": s.layers}
     torch.set_default_dtype(torch.bfloat16)
     network = model(config(**sizes, tie_word_embeddings=True)).eval()
+    ids = torch.tensor(prompt(READ, s))[None]
 
-    def turn(seed: int) -> dict[str, float]:
-        ids = torch.tensor(prompt(READ, s, seed))[None]
+    def turn(_: None) -> dict[str, float]:
         with torch.no_grad():
             begun = time.perf_counter()
             network(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -224,54 +223,42 @@ def read_bandwidth(threads: int, megabytes: int = 512) -> float:
     return megabytes * 2**20 / best
 
 
-def worker(pipe: Any, make: Callable[[Job], Callable[[int], dict[str, float]]], job: Job) -> None:
-    turn = make(job)
-    turn(0)
-    pipe.send(None)
-    while (seed := pipe.recv()) is not None:
-        pipe.send(turn(seed))
+def measure(job: Job, makers: dict[str, Callable[[Job], Any]], rounds: int) -> tuple[dict[str, list[Any]], list[float]]:
+    """The figures of each program in each round, and the read bandwidth after it."""
+    workers = {name: Worker(make, job) for name, make in makers.items()}
+    sides: dict[str, Callable[[], Any]] = {name: worker.ask for name, worker in workers.items()}
+    figures = take_turns(sides | {"memory": partial(read_bandwidth, job.threads)}, rounds)
+    for worker in workers.values():
+        worker.close()
+    return figures, figures.pop("memory")
 
 
-def measure(makers: dict[str, Callable], rounds: int, job: Job) -> tuple[list[dict[str, dict[str, float]]], list[float]]:
-    """Each round's figures of each program, and the read bandwidth after each round."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name, make in makers.items():
-        pipes[name], other = context.Pipe()
-        processes.append(context.Process(target=worker, args=(other, make, job), daemon=True))
-        processes[-1].start()
-        pipes[name].recv()
-    figures, bandwidth = [], []
-    for seed in range(1, rounds + 1):
-        figures.append({})
-        for name, pipe in pipes.items():
-            pipe.send(seed)
-            figures[-1][name] = pipe.recv()
-        bandwidth.append(read_bandwidth(job.threads))
-    for pipe in pipes.values():
-        pipe.send(None)
-    for process in processes:
-        process.join()
-    return figures, bandwidth
+def compared(figures: dict[str, list[Any]], what: str) -> list[list[str]]:
+    """A row for each program: its name, its speed, and behind ours the ratio to the fastest of the others with its bar."""
+    speeds = {name: [one[what] for one in found] for name, found in figures.items() if what in found[0]}
+    rows = [[name, spread(values).text(0), "", ""] for name, values in speeds.items()]
+    others = {name: spread(values).median for name, values in speeds.items() if name != OURS}
+    if others:
+        times = ratio(speeds[OURS], speeds[max(others, key=others.__getitem__)])
+        rows[0][2:] = [times.text(2), verdict(times.median, BARS[what])]
+    return rows
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):8.4g}  ({min(values):.4g} to {max(values):.4g})"
-
-
-def report(figures: list[dict[str, dict[str, float]]], bandwidth: list[float], bytes_read: int) -> None:
-    peak = statistics.median(bandwidth)
-    most = f"at most {peak / bytes_read:.0f} a second"
-    print(f"memory    {peak / 1e9:.1f} GB/s read; a token reads {bytes_read / 1e6:.0f} MB: {most}")
-    for what, label in (("write", "writing"), ("read", f"reading {READ}")):
-        medians = {name: statistics.median([f[name][what] for f in figures]) for name in figures[0] if what in figures[0][name]}
-        for name, median in medians.items():
-            share = f"   {100 * median * bytes_read / peak:.0f} % of the bandwidth" if what == "write" else ""
-            print(f"{label:12} {name:18} {spread([f[name][what] for f in figures])} tokens/s{share}")
-        theirs = {name: median for name, median in medians.items() if name != "ours"}
-        if theirs:
-            best = max(theirs, key=theirs.__getitem__)
-            print(f"{label:12} {'ratio to ' + best:18} {spread([f['ours'][what] / f[best][what] for f in figures])}")
+def report(figures: dict[str, list[Any]], bandwidth: Sequence[float], bytes_read: int) -> str:
+    """Tables of one form of weights."""
+    peak = spread(bandwidth)
+    written = compared(figures, "write")
+    for row in written:
+        row.insert(2, f"{100 * bytes_read * spread([one['write'] for one in figures[row[0]]]).median / peak.median:.0f} %")
+    usual = ("tokens/s", "times as fast as the fastest other", "bar")
+    memory = f"Memory: {spread([b / 1e9 for b in bandwidth]).text(1)} GB/s read; a token reads {bytes_read / 1e6:.0f} MB.\n"
+    return "\n".join(
+        (
+            memory,
+            table(("writing", usual[0], "of the read bandwidth", *usual[1:]), written),
+            table((f"reading {READ}", *usual), compared(figures, "read")),
+        )
+    )
 
 
 def main() -> None:
@@ -279,22 +266,21 @@ def main() -> None:
     parser.add_argument("--shape", choices=tuple(SHAPES), default="stories110m")
     parser.add_argument("--kinds", default="F16,Q8_0,Q4_0", help="GGUF types of the weights, comma-separated")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--alone", action="store_true", help="without the other programs")
     options = parser.parse_args()
-    from neuralforge import _core
-
-    threads = options.threads or _core.available_threads()
-    print("\n".join(machine.describe()))
+    found = {name: make for name, (package, make) in PEERS.items() if find_spec(package) and not options.alone}
+    print("\n".join(machine.describe()), end="\n\n")
+    before = machine.processor_seconds()
     for kind in options.kinds.split(","):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             bytes_read = write_model(path, SHAPES[options.shape], kind)
-            job = Job(SHAPES[options.shape], str(path), threads)
-            found = {} if options.alone else {name: make for name, (package, make) in PEERS.items() if find_spec(package)}
-            figures, bandwidth = measure({"ours": ours} | found, options.rounds, job)
-        print(f"job       {options.shape} {kind}, {threads} threads, {options.rounds} rounds")
-        report(figures, bandwidth, bytes_read)
+            job = Job(SHAPES[options.shape], str(path), options.threads)
+            figures, bandwidth = measure(job, {OURS: ours} | found, options.rounds)
+        print(f"{options.shape} {kind}, {options.threads} threads\n")
+        print(report(figures, bandwidth, bytes_read))
+    print(machine.disturbance(before))
 
 
 if __name__ == "__main__":

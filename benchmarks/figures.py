@@ -36,6 +36,8 @@ RUNS = {
     ),
     "attention.py": ("--shape stories110m", "--shape qwen3-0.6b --rounds 2"),
     "memory.py": ("--shape stories110m", "--shape qwen3-0.6b"),
+    "decode.py": ("--rounds 4", "--shape qwen3-0.6b --rounds 3"),
+    "lookup.py": ("--rounds 3",),
     "documents.py": ("", "--rows 16 --rounds 1 --dtype bf16"),
     "tokenizer.py": ("--libraries neuralforge,fastokens,gigatoken,kitoken",),
     "ingest.py": ("--rounds 2",),
@@ -59,10 +61,11 @@ def run(script: str, arguments: str) -> Run:
     command = [sys.executable, str(HERE / script), *shlex.split(arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     head, _, body = done.stdout.partition("\n\n")
-    if done.returncode:
+    failed = done.returncode != 0 or not body.strip()
+    if failed:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         body = f"Failed with code {done.returncode}: `{last}`\n"
-    return Run(script, arguments, head, body, done.returncode != 0)
+    return Run(script, arguments, head, body, failed)
 
 
 def what(script: str) -> str:

@@ -17,7 +17,6 @@ import html
 import io
 import json
 import random
-import statistics
 import tempfile
 import time
 import zipfile
@@ -29,6 +28,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 import machine
+from turns import ratio, spread, table, take_turns, verdict
 
 # share of the bytes, and bytes of text of one file
 SHARES = {
@@ -183,10 +183,23 @@ def ours(folder: Path) -> int:
     return len(Dataset.from_path(folder))
 
 
-def seconds(work: Callable[[], object]) -> float:
+def timed(work: Callable[[Path], int], folder: Path) -> tuple[float, int]:
+    """(seconds, rows) of one reading."""
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    count = work(folder)
+    return time.perf_counter() - began, count
+
+
+SIDES = {"libraries, one process": libraries, "our readers, one process": one_process, "NeuralForge": ours}
+
+
+def rows(times: dict[str, list[float]]) -> list[list[str]]:
+    made = []
+    for label, taken in times.items():
+        longer = ratio(taken, times["NeuralForge"])
+        bar = verdict(longer.median, machine.cores()) if label == "libraries, one process" else ""
+        made.append([label, spread(taken).text(2), longer.text(2) if taken is not times["NeuralForge"] else "", bar])
+    return made
 
 
 def tokens_per_second(folder: Path, target: Path, model: str) -> tuple[float, int]:
@@ -208,29 +221,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="", help="also make shards with the tokenizer of this model")
     o = parser.parse_args()
-    print("\n".join(machine.describe()))
+    print("\n".join(machine.describe()), end="\n\n")
+    before = machine.processor_seconds()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "documents"
         folder.mkdir()
         size = make_folder(folder, o.mb)
-        print(f"documents {size / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")
-        sides = {"libraries, one process": libraries, "our readers, one process": one_process, "neuralforge": ours}
-        times: dict[str, list[float]] = {label: [] for label in sides}
-        counts = {work(folder) for work in sides.values()}  # also to have everything imported
+        figures = take_turns({label: partial(timed, work, folder) for label, work in SIDES.items()}, o.rounds)
+        counts = {count for found in figures.values() for _, count in found}
         assert len(counts) == 1, counts
-        for _ in range(o.rounds):
-            for label, work in sides.items():
-                times[label].append(seconds(partial(work, folder)))
-        for label, taken in times.items():
-            told = f"{label:<26}{statistics.median(taken):6.2f} s ({min(taken):.2f} to {max(taken):.2f})"
-            if label != "neuralforge":
-                ratios = sorted(a / b for a, b in zip(taken, times["neuralforge"], strict=True))
-                told += f", {statistics.median(ratios):.2f} times ({ratios[0]:.2f} to {ratios[-1]:.2f}) that of neuralforge"
-            print(told)
-        print(f"cores {machine.cores()}: the bar is as many times the libraries in one process")
+        times = {label: [taken for taken, _ in found] for label, found in figures.items()}
+        print(f"{size / 1e6:.1f} MB in {len(list(folder.iterdir()))} files, {machine.cores()} cores\n")
+        print(table(("", "seconds", "times as long as NeuralForge", "bar: the cores"), rows(times)))
         if o.model:
             took, tokens = tokens_per_second(folder, Path(name) / "shards", o.model)
-            print(f"ingest      {took:6.2f} s, {tokens:,} tokens")
+            print(f"A whole ingest into shards: {took:.2f} s, {tokens:,} tokens.\n")
+    print(machine.disturbance(before))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import decode
 import machine
 import numpy as np
+from turns import ratio, spread, table
 
 ANSWER, STRETCH, FRESH = 128, 16, 4
 MOST = 10  # tokens that are guessed; what transformers' documentation uses
@@ -80,28 +81,31 @@ def main() -> None:
     parser.add_argument("--shape", choices=tuple(decode.SHAPES), default="stories110m")
     parser.add_argument("--kinds", default="F16,Q8_0,Q4_0", help="GGUF types of the weights, comma-separated")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=machine.cores())
     options = parser.parse_args()
-    from neuralforge import _core, formats
+    from neuralforge import formats
     from neuralforge.backends import cpu
 
-    threads, shape = options.threads or _core.available_threads(), decode.SHAPES[options.shape]
-    before = machine.processor_seconds()
-    print("\n".join(machine.describe()))
+    shape = decode.SHAPES[options.shape]
+    print("\n".join(machine.describe()), end="\n\n")
+    before, rows = machine.processor_seconds(), []
     for kind in options.kinds.split(","):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             decode.write_model(path, shape, kind)
             checkpoint = formats.load(path)
-            session = cpu.open(checkpoint.config, checkpoint.weights, threads=threads, max_tokens=decode.READ, dtype="stored")
+            session = cpu.open(
+                checkpoint.config, checkpoint.weights, threads=options.threads, max_tokens=decode.READ, dtype="stored"
+            )
             turn(session, shape.vocab, 0, MOST)
             rounds = [[turn(session, shape.vocab, s, most) for most in (0, MOST)] for s in range(1, options.rounds + 1)]
             session.close()
-        print(f"job       {options.shape} {kind}, {threads} threads, {options.rounds} rounds, an extract of {ANSWER} tokens")
-        for i, label in enumerate(("one at a time", f"lookup of {MOST}")):
-            readings = f"{sum(r[i][1] for r in rounds) / options.rounds / (ANSWER - 1):.2f} readings of the weights per token"
-            print(f"writing      {label:18} {decode.spread([r[i][0] for r in rounds])} tokens/s   {readings}")
-        print(f"writing      {'ratio':18} {decode.spread([r[1][0] / r[0][0] for r in rounds])}   fewer bytes per token")
+        (alone, readings), (guessed, fewer) = (zip(*side, strict=True) for side in zip(*rounds, strict=True))
+        per_token = [f"{sum(read) / options.rounds / (ANSWER - 1):.2f}" for read in (readings, fewer)]
+        rows.append([kind, *(spread(side).text(0) for side in (alone, guessed)), *per_token, ratio(guessed, alone).text(2)])
+    print(f"{options.shape}, {options.threads} threads, an extract of {ANSWER} tokens\n")
+    head = ("weights", "one at a time, tokens/s", f"lookup of {MOST}", "readings of the weights per token", "with lookup")
+    print(table((*head, "times faster"), rows))
     print(machine.disturbance(before))
 
 

@@ -141,6 +141,36 @@ def test_the_page_keeps_the_sections_that_are_not_run_again():
     assert list(figures.sections_of(second)) == ["train.py", "import.py"]
 
 
+def test_a_script_that_prints_no_figures_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = script("figures")
+    monkeypatch.setattr(figures, "HERE", tmp_path)
+    (tmp_path / "silent.py").write_text("print('a machine')")
+    (tmp_path / "whole.py").write_text("print('a machine')\nprint()\nprint('| a |')")
+    assert figures.run("silent.py", "").failed
+    assert figures.run("whole.py", "") == figures.Run("whole.py", "", "a machine", "| a |\n")
+
+
+def test_writing_and_reading_are_compared_with_the_fastest_other():
+    decode = script("decode")
+    sides = {decode.OURS: (90, 600), "llama.cpp": (100, 200), "another": (50, 300)}
+    figures = {name: [{"write": write, "read": read}] * 2 for name, (write, read) in sides.items()}
+    figures["reads alone"] = [{"read": 100}] * 2
+    written, read = decode.report(figures, [4e9, 4e9], 20_000_000).split("| reading 256 ")
+    assert "| NeuralForge | 90 (90 to 90) | 45 % | 0.90 (0.90 to 0.90) | at least 1: **not reached** |" in written
+    assert "| NeuralForge | 600 (600 to 600) | 2.00 (2.00 to 2.00) | at least 1.5: reached |" in read
+    assert "reads alone" in read and "reads alone" not in written
+
+
+@pytest.mark.slow
+def test_documents_are_read_alike_by_all_sides(tmp_path: Path) -> None:
+    ingest = script("ingest")
+    ingest.make_folder(tmp_path, 0.5)
+    figures = {label: [ingest.timed(work, tmp_path)] for label, work in ingest.SIDES.items()}
+    assert len({count for found in figures.values() for _, count in found}) == 1
+    rows = ingest.rows({label: [3.0] if label != "NeuralForge" else [1.0] for label in ingest.SIDES})
+    assert [row[2] for row in rows] == ["3.00 (3.00 to 3.00)", "3.00 (3.00 to 3.00)", ""]
+
+
 def test_a_page_without_a_place_for_figures_is_refused():
     with pytest.raises(SystemExit, match="no place for figures"):
         script("figures").page_with("Read me.", "", {})
