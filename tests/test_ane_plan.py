@@ -212,6 +212,11 @@ def test_the_command_plans_from_a_config_alone(capsys, tmp_path):
     assert cli.main([*words, "--full", "--max-length", "40"]) == 0
     out = capsys.readouterr().out
     assert "full, 64 tokens a step" in out and "never measured" in out and "on the CPU     embedding lookup" in out
+    assert cli.main([*words, "--generate", "--json"]) == 0
+    forward = json.loads(capsys.readouterr().out)
+    assert (forward["mode"], forward["cpu"]) == ("generate", ["embedding lookup"])
+    assert forward["predicted_ms_per_step"] < told["predicted_ms_per_step"]
+    assert not any("backward" in name for program in forward["programs"] for name in program["procedures"])
 
 
 @pytest.mark.parametrize(
@@ -220,6 +225,8 @@ def test_the_command_plans_from_a_config_alone(capsys, tmp_path):
         (["--backend", "ane"], 2, "--model is missing"),
         (["--backend", "ane", "--model", "nowhere"], 5, "nowhere: no such file or folder"),
         (["--model", "embedded", "--data", "x", "--dump", "y"], 2, "--dump needs --backend ane"),
+        (["--model", "embedded", "--data", "x", "--generate"], 2, "--generate needs --backend ane"),
+        (["--backend", "ane", "--model", "MODEL", "--generate", "--full"], 2, "--full and --generate exclude each other"),
         (["--backend", "ane", "--model", "MODEL", "--lora-dropout", "0.1"], 2, "--lora-dropout 0.1: not on the Neural Engine"),
     ],
 )

@@ -37,6 +37,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     """Options of `neuralforge plan`: those of train."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--dump", metavar="DIR", help="with --backend ane: write the programs and their weight files")
+    parser.add_argument("--generate", action="store_true", help="with --backend ane: the programs of writing, forward alone")
     cli_options.add_settings(parser)
     parser.set_defaults(run=_plan)
 
@@ -200,8 +201,9 @@ def _plan(options: argparse.Namespace) -> int:
     values = cli_options.given(options)
     if values.get("backend") == "ane":
         return _plan_ane(options, values)
-    if options.dump:
-        raise ConfigError("--dump needs --backend ane", hint="other backends have no programs")
+    for name in ("dump", "generate"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name} needs --backend ane", hint="other backends have no programs")
     job = _open(values, planning=True)
     made = plan(job.model, job.args, peft_config=job.lora, train_dataset=job.train, eval_dataset=job.held_out)
     if "tokenizer" not in values and not_here(values["model"]):
@@ -223,10 +225,12 @@ def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
     if "model" not in values:
         raise ConfigError("--model is missing", hint="give --model PATH, or a name of the catalogue")
     args, lora = cli_options.train_config(values), cli_options.lora_config(values, LORA)
+    if options.generate and values.get("full"):
+        raise ConfigError("--full and --generate exclude each other", hint="leave one of them out")
 
     def job_of(config: ModelConfig) -> Job:
-        tokens = min(args.max_length, config.max_position_embeddings)
-        return Job(config, "lora" if lora else "full", -(-tokens // ROW) * ROW, lora)
+        tokens = -(-min(args.max_length, config.max_position_embeddings) // ROW) * ROW
+        return Job(config, "generate", tokens) if options.generate else Job(config, "lora" if lora else "full", tokens, lora)
 
     known = {entry.name: entry.config for entry in catalogue.entries()}
     names = values["model"].split(",")
