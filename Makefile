@@ -9,6 +9,7 @@ PY := $(VENV)/bin/python
 CHECK_CC := command -v $(CC) >/dev/null || { echo "no C compiler '$(CC)'; on Debian: apt-get install gcc; on macOS: xcode-select --install"; exit 1; }
 
 C_SOURCES := $(wildcard csrc/*/*.c)
+OBJC_SOURCES := $(wildcard csrc/*/*.m)
 C_HEADERS := $(wildcard csrc/*/*.h)
 C_FILES := $(wildcard csrc/*/*.[chm] tests/c/*.[ch] tests/ane_simulator/*.[chm] benchmarks/*.c)
 C_TESTS := $(basename $(notdir $(wildcard tests/c/test_*.c)))
@@ -58,7 +59,7 @@ $(PY):
 	$(PY) -m pip install -q "pip>=21.3"  # older ones cannot install in place
 
 # In place. A change of the C code alone needs no download: it is built with what the environment has.
-$(VENV)/.build: pyproject.toml setup.py build_cpu.py build_ane.py csrc/ane_bridge/ane.m $(C_SOURCES) $(C_HEADERS) | $(PY)
+$(VENV)/.build: pyproject.toml setup.py build_cpu.py build_ane.py $(OBJC_SOURCES) $(C_SOURCES) $(C_HEADERS) | $(PY)
 	$(PY) -m pip install -q $(if $(filter pyproject.toml,$?),-e '.[test]',--no-build-isolation --no-deps -e .)
 	@touch $@
 

@@ -12,15 +12,18 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from build_cpu import readable
 from cffi import FFI
 
+ROOT = Path(__file__).resolve().parent
 HEADERS = ("core/status.h", "ane_bridge/ane.h")
 PLAIN = ["csrc/core/status.c"]
 STUB = ["csrc/ane_bridge/ane_stub.c"]
-BRIDGE = [f"csrc/ane_bridge/{name}" for name in ("ane.m", "folders.c", "worker.c", "types.c")]
+BRIDGE = sorted({p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/ane_bridge/*.[cm]")} - set(STUB))
+DEPENDS = ["csrc/core/status.h", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("csrc/ane_bridge/*.h"))]
 COMPILE = ["-O2", "-Wall", "-Wextra", "-pthread"]
 
 
@@ -56,7 +59,7 @@ def make_builder() -> FFI:
     link = (mac if sys.platform == "darwin" else objc_libraries()) if bridge else []
     builder = FFI()
     builder.cdef(readable(HEADERS))
-    options: dict[str, Any] = {"include_dirs": ["csrc"], "depends": [f"csrc/{name}" for name in HEADERS]}
+    options: dict[str, Any] = {"include_dirs": ["csrc"], "depends": DEPENDS}
     builder.set_source(
         "neuralforge._ane",
         "".join(f'#include "{name}"\n' for name in HEADERS),

@@ -12,7 +12,7 @@ import build_ane
 
 
 class BuildExt(build_ext):
-    """Compiles C files side by side. On Linux Python's compiler takes no Objective-C: the one file of it goes to clang."""
+    """Compiles C files side by side. On Linux Python's compiler takes no Objective-C: that goes to clang."""
 
     def build_extensions(self):
         self._compile_side_by_side(self.compiler)

@@ -11,12 +11,10 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "tests" / "ane_simulator"
-BRIDGE = ROOT / "csrc" / "ane_bridge"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 sys.path.insert(0, str(ROOT))  # build_ane.py, which says how Objective-C is compiled here
@@ -62,13 +60,18 @@ def simulator(folder: Path, *flags: str) -> Path:
     return folder / "libane_simulator.so"
 
 
-def driver(folder: Path, *flags: str, stub: bool = False, sources: Sequence[Path] = ()) -> Path:
-    """The C program driver.c on top of the bridge (or the stub); `flags` go to compilers and linker."""
+def bridge() -> list[Path]:
+    """What setup.py builds the bridge of."""
+    from build_ane import BRIDGE, PLAIN
+
+    return [ROOT / name for name in PLAIN + BRIDGE]
+
+
+def driver(folder: Path, *flags: str) -> Path:
+    """The C program driver.c on top of the bridge; `flags` go to compilers and linker."""
     from build_ane import objc_libraries
 
     folder.mkdir(parents=True, exist_ok=True)
-    plain = [BRIDGE / f"{name}.c" for name in ("folders", "worker", "types")] + [ROOT / "csrc" / "core" / "status.c"]
-    objects = [_c(path, folder, *flags) for path in [*plain, *sources, HERE / "driver.c"]]
-    objects.append(_c(BRIDGE / "ane_stub.c", folder, *flags) if stub else _objc(BRIDGE / "ane.m", folder, *flags))
+    objects = [(_objc if path.suffix == ".m" else _c)(path, folder, *flags) for path in [*bridge(), HERE / "driver.c"]]
     _run("gcc", *flags, *objects, *objc_libraries(), "-pthread", "-ldl", "-o", folder / "driver")
     return folder / "driver"

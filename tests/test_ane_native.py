@@ -18,6 +18,7 @@ import ane_build
 import pytest
 from simulated_ane import skip
 
+BRIDGE = ane_build.ROOT / "csrc" / "ane_bridge"
 MACSTUB = Path(__file__).parent / "macstub"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 MACH_O_64, CPU_ARM64, LC_SYMTAB, LC_BUILD_VERSION = 0xFEEDFACF, 0x0100000C, 2, 0x32
@@ -88,9 +89,20 @@ def test_threads_under_the_sanitizers(sanitized, tmp_path):
 
 
 def compile_for_mac(source: Path, out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    flags = ("-fno-objc-arc" if source.suffix == ".m" else "-std=c11", *flags)
     words = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-macos.14.0", "-O2", "-Wall", "-Wextra", "-Werror"]
     words += ["-isystem", str(MACSTUB), "-I", str(ane_build.ROOT / "csrc"), *flags, "-c", str(source), "-o", str(out)]
     return subprocess.run(words, capture_output=True, text=True, timeout=180)
+
+
+def bridge_for_mac(folder: Path) -> list[Path]:
+    """Its object files."""
+    objects = []
+    for source in ane_build.bridge():
+        objects.append(folder / f"{source.stem}.o")
+        done = compile_for_mac(source, objects[-1])
+        assert done.returncode == 0, done.stderr
+    return objects
 
 
 def symbols(mach_o: bytes) -> tuple[set[str], set[str]]:
@@ -124,10 +136,9 @@ def zig() -> None:
 
 @pytest.mark.slow
 def test_the_bridge_compiles_for_macos_and_links_nothing_private(zig, tmp_path):
-    done = compile_for_mac(ane_build.BRIDGE / "ane.m", tmp_path / "ane.o", "-fno-objc-arc")
-    assert done.returncode == 0, done.stderr
-    wanted, offered = symbols((tmp_path / "ane.o").read_bytes())
-    face = set(re.findall(r"\b(nf_ane_\w+)\(", (ane_build.BRIDGE / "ane.h").read_text()))
+    compiled = [symbols(path.read_bytes()) for path in bridge_for_mac(tmp_path)]
+    wanted, offered = (set().union(*sets) for sets in zip(*compiled, strict=True))
+    face = set(re.findall(r"\b(nf_ane_\w+)\(", (BRIDGE / "ane.h").read_text()))
     assert face and {f"_{name}" for name in face} <= offered
     assert {"_objc_msgSend", "_objc_autoreleasePoolPush", "___objc_personality_v0", "_NSClassFromString"} <= wanted
     classes = {name for name in wanted if name.startswith("_OBJC_CLASS_$_")}
@@ -137,29 +148,23 @@ def test_the_bridge_compiles_for_macos_and_links_nothing_private(zig, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "line, changed, complaint",
+    "name, line, changed, complaint",
     [
-        ("[inner modelAttributes]", "[inner modelAtributes]", "not found|may not respond"),
-        ("compileWithQoS:QOS", "compileWithQoS:@21", "incompatible"),
+        ("ports.m", "[inner modelAttributes]", "[inner modelAtributes]", "not found|may not respond"),
+        ("program.m", "compileWithQoS:NF_ANE_QOS", "compileWithQoS:@21", "incompatible"),
     ],
 )
-def test_a_wrong_message_is_found_when_it_is_compiled(zig, tmp_path, line, changed, complaint):
-    text = (ane_build.BRIDGE / "ane.m").read_text()
+def test_a_wrong_message_is_found_when_it_is_compiled(zig, tmp_path, name, line, changed, complaint):
+    text = (BRIDGE / name).read_text()
     assert text.count(line) == 1
-    (tmp_path / "ane.m").write_text(text.replace(line, changed))
-    done = compile_for_mac(tmp_path / "ane.m", tmp_path / "ane.o", f"-I{ane_build.BRIDGE}", "-fno-objc-arc")
+    (tmp_path / name).write_text(text.replace(line, changed))
+    done = compile_for_mac(tmp_path / name, tmp_path / "changed.o", f"-I{BRIDGE}")
     assert done.returncode != 0 and re.search(complaint, done.stderr), done.stderr
 
 
 @pytest.mark.slow
 def test_the_bridge_links_into_a_library_for_macos(zig, tmp_path):
-    sources = [ane_build.BRIDGE / f"{name}.c" for name in ("folders", "worker", "types")]
-    objects = [tmp_path / "ane.o"]
-    assert compile_for_mac(ane_build.BRIDGE / "ane.m", objects[0], "-fno-objc-arc").returncode == 0
-    for source in [*sources, ane_build.ROOT / "csrc" / "core" / "status.c"]:
-        objects.append(tmp_path / f"{source.stem}.o")
-        done = compile_for_mac(source, objects[-1], "-std=c11")
-        assert done.returncode == 0, done.stderr
+    objects = bridge_for_mac(tmp_path)
     out = tmp_path / "libane.dylib"
     words = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-macos.14.0", "-shared", "-Wl,-undefined,dynamic_lookup"]
     done = subprocess.run([*words, *map(str, objects), "-o", str(out)], capture_output=True, text=True, timeout=180)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The Neural Engine behind plain C: open the private framework, compile and load MIL programs, run them on surfaces.
 
-   ane.m is this interface on machines with Objective-C, ane_stub.c elsewhere; the stub answers NF_ERR_UNSUPPORTED.  Failures
-   leave one line in nf_last_error(), with what the system said.  All calls may come from any thread, but a handle is freed when no
-   call uses it any more; evaluations of one program follow each other.
+   The .m files, one for each handle, are this interface on machines with Objective-C; ane_stub.c elsewhere answers
+   NF_ERR_UNSUPPORTED.  Failures leave one line in nf_last_error(), with what the system said.  All calls may come from any
+   thread, but a handle is freed when no call uses it any more; evaluations of one program follow each other.
 
    Who owns what: the caller frees each handle with its own _free or _close, in the order request, surface, program, device.
    What comes back by `const` pointer belongs to the handle it was asked of. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Foundation as far as csrc/ane_bridge/ane.m uses it, declared from Apple's public documentation, so that the file can be
+/* Foundation as far as csrc/ane_bridge uses it, declared from Apple's public documentation, so that the bridge can be
    type-checked and compiled for macOS where there is no SDK.  It proves agreement with these declarations, not with Apple's. */
 #ifndef NF_MACSTUB_FOUNDATION_H
 #define NF_MACSTUB_FOUNDATION_H
