@@ -12,13 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-from build_cpu import readable
+from build_cpu import ROOT, readable
 from cffi import FFI
 
-ROOT = Path(__file__).resolve().parent
 HEADERS = ("core/status.h", "ane_bridge/ane.h")
 PLAIN = ["csrc/core/status.c"]
 STUB = ["csrc/ane_bridge/ane_stub.c"]

@@ -77,7 +77,7 @@ nf_status nf_ane_refuse_exception(id thrown, const char *what);
         }                                                                                                                      \
     }
 
-/* Release both (nil is allowed), so guarded. */
+/* Release both, guarded; nil is allowed. */
 nf_status nf_ane_release(id a, id b);
 
 /* --- ports.m */

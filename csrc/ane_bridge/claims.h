@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What we claim of the methods of the private classes, as protocols that the compiler checks our calls by.
 
-   Classes are looked up by name, so nothing private is linked.  Each claim is compared with the type that the runtime has for the
-   method before it is called for the first time, because a wrong one would corrupt memory silently.  Names of classes and
-   methods come from public reports; docs/ane_bridge.md tells what is assumed. */
+   Classes are looked up by name, so nothing private is linked.  Before the first call each claim is compared with the type that
+   the runtime has for the method, because a wrong one would corrupt memory silently.  Names of classes and methods come from
+   public reports; docs/ane_bridge.md tells what is assumed. */
 #ifndef NF_ANE_BRIDGE_CLAIMS_H
 #define NF_ANE_BRIDGE_CLAIMS_H
 
