@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "attention.h"
+#include "attention_inside.h"
 
 #include <math.h>
 #include <string.h>
+
+#include "../core/cpu.h"
+#include "narrow.h"
 
 enum { BQ = 96, BK = 256 }; /* a tile of scores is 96 KiB: it stays in the second-level cache with its keys */
 
@@ -20,27 +23,15 @@ typedef struct room {
     void *products;
 } room;
 
-/* Hands out pieces of `memory` on 64-byte lines; with NULL it only counts. */
-typedef struct pieces {
-    char *memory;
-    int64_t used;
-} pieces;
+static float *take_floats(nf_pieces *p, int64_t n) { return nf_take(p, n * (int64_t)sizeof(float)); }
 
-static void *take(pieces *p, int64_t bytes) {
-    void *at = p->memory ? p->memory + p->used : NULL;
-    p->used += (bytes + 63) / 64 * 64;
-    return at;
-}
-
-static float *take_floats(pieces *p, int64_t n) { return take(p, n * (int64_t)sizeof(float)); }
-
-static nf_operand take_operand(pieces *p, const float *x, int64_t rows, int64_t width) {
-    void *memory = take(p, nf_operand_bytes(rows, width));
+static nf_operand take_operand(nf_pieces *p, const float *x, int64_t rows, int64_t width) {
+    void *memory = nf_take(p, nf_operand_bytes(rows, width));
     return p->memory ? nf_operand_in(memory, x, width, rows, width) : (nf_operand){0};
 }
 
 static int64_t furnish(room *r, void *memory, int64_t d) {
-    pieces p = {memory, 0};
+    nf_pieces p = {memory, 0};
     r->scores = take_floats(&p, BQ * BK), r->d_scores = take_floats(&p, BQ * BK);
     r->o = take_floats(&p, BQ * d), r->dk_t = take_floats(&p, d * BK), r->dv_t = take_floats(&p, d * BK);
     r->m = take_floats(&p, BQ), r->l = take_floats(&p, BQ), r->correction = take_floats(&p, BQ);
@@ -48,26 +39,13 @@ static int64_t furnish(room *r, void *memory, int64_t d) {
     r->wide_q_t = take_floats(&p, d * BQ), r->wide_d_out_t = take_floats(&p, d * BQ);
     r->q_t = take_operand(&p, r->wide_q_t, d, BQ), r->d_out_t = take_operand(&p, r->wide_d_out_t, d, BQ);
     r->p = take_operand(&p, r->scores, BQ, BK);
-    r->products = take(&p, nf_linear_scratch(d > BK ? d : BK, 0));
+    r->products = nf_take(&p, nf_linear_scratch(d > BK ? d : BK, 0));
     return p.used;
 }
 
-int64_t nf_attention_scratch(int64_t d) {
+static int64_t bytes(int64_t d) {
     room counted;
-    return furnish(&counted, NULL, d) / (int64_t)sizeof(float);
-}
-
-typedef struct job {
-    const nf_kernels *kernels;
-    const nf_attention *a;
-    float *out, *lse, *d_q, *d_k, *d_v, *scratch;
-    const float *q, *d_out, *fixed_out, *fixed_lse;
-} job;
-
-static room room_of(const job *j, int worker) {
-    room r;
-    furnish(&r, j->scratch + worker * nf_attention_scratch(j->a->d), j->a->d);
-    return r;
+    return furnish(&counted, NULL, d);
 }
 
 /* One head of a document's keys or values as a weight: (kv_len, d). */
@@ -79,24 +57,13 @@ static nf_linear rows_of(const nf_attention *a, const void *x, const nf_span *sp
 
 /* -------- forward -------- */
 
-/* Where task `index` of sum(ceil(q_len/BQ)) * heads tasks lies. Long rows first would balance better, but spans are few. */
-static void find_tile(const nf_attention *a, int64_t index, int64_t *span, int64_t *tile, int64_t *head) {
-    *head = index % a->heads;
-    index /= a->heads;
-    for (*span = 0; index >= (a->spans[*span].q_len + BQ - 1) / BQ; ++*span) index -= (a->spans[*span].q_len + BQ - 1) / BQ;
-    *tile = (a->spans[*span].q_len + BQ - 1) / BQ - 1 - index;
-}
-
-static void forward_tile(void *context, int64_t index, int worker) {
-    const job *j = context;
+static void forward_tile(const nf_attention_job *j, const nf_span *span, int64_t row, int64_t rows, int64_t h, void *memory) {
     const nf_attention *a = j->a;
-    int64_t s, tile, h, d = a->d, H = a->heads * d;
-    find_tile(a, index, &s, &tile, &h);
-    const nf_span *span = &a->spans[s];
-    int64_t row = tile * BQ, rows = min64(BQ, span->q_len - row), before = span->kv_len - span->q_len + row;
+    int64_t d = a->d, H = a->heads * d, before = span->kv_len - span->q_len + row;
     int64_t kv_head = h / (a->heads / a->kv_heads);
     nf_linear keys = rows_of(a, a->k, span, kv_head), values = rows_of(a, a->v, span, kv_head);
-    room r = room_of(j, worker);
+    room r;
+    furnish(&r, memory, d);
     for (int64_t t = 0; t < rows; t++) r.m[t] = -INFINITY, r.l[t] = 0.0f;
     r.q.x = j->q + (span->q_start + row) * H + h * d, r.q.ld = H;
     nf_linear_prepare(&keys, &r.q, 0, rows);
@@ -119,19 +86,11 @@ static void forward_tile(void *context, int64_t index, int worker) {
     }
 }
 
-void nf_attention_forward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *out, float *lse,
-                          const float *q, float *scratch) {
-    job j = {.kernels = kernels, .a = a, .out = out, .lse = lse, .q = q, .scratch = scratch};
-    int64_t tiles = 0;
-    for (int64_t s = 0; s < a->n_spans; s++) tiles += (a->spans[s].q_len + BQ - 1) / BQ;
-    nf_pool_run(pool, tiles * a->heads, forward_tile, &j);
-}
-
 /* -------- backward -------- */
 
 /* x, `rows` rows of d values ld apart, transposed as an operand. */
-static void load_transposed(const job *j, nf_operand *x_t, float *room, const nf_linear *keys, const float *x, int64_t ld,
-                            int64_t rows) {
+static void load_transposed(const nf_attention_job *j, nf_operand *x_t, float *room, const nf_linear *keys, const float *x,
+                            int64_t ld, int64_t rows) {
     int64_t d = j->a->d;
     if (keys->narrow) {
         x_t->x = x, x_t->ld = ld;
@@ -143,7 +102,7 @@ static void load_transposed(const job *j, nf_operand *x_t, float *room, const nf
 }
 
 /* A tile of queries of one head: rows and their transposes, delta = sum(d_out * out) and the log-sum-exp of each row. */
-static void load_queries(const job *j, room *r, const nf_linear *keys, int64_t at, int64_t rows, int64_t h) {
+static void load_queries(const nf_attention_job *j, room *r, const nf_linear *keys, int64_t at, int64_t rows, int64_t h) {
     const nf_attention *a = j->a;
     int64_t d = a->d, H = a->heads * d;
     r->q.x = j->q + at * H + h * d, r->d_out.x = j->d_out + at * H + h * d, r->q.ld = r->d_out.ld = H;
@@ -165,8 +124,8 @@ static nf_linear as_weight(room *r, const nf_linear *like, float *x, int64_t row
 }
 
 /* The queries [row, row+rows) of head h and the keys [k0, k0+cols): their share of d_q, of dk_t and of dv_t. */
-static void backward_tile(const job *j, room *r, const nf_linear *keys, const nf_linear *values, const nf_span *span,
-                          int64_t row, int64_t rows, int64_t h, int64_t k0) {
+static void backward_tile(const nf_attention_job *j, room *r, const nf_linear *keys, const nf_linear *values,
+                          const nf_span *span, int64_t row, int64_t rows, int64_t h, int64_t k0) {
     const nf_attention *a = j->a;
     int64_t d = a->d, H = a->heads * d, at = span->q_start + row, cols = min64(BK, row + rows - k0);
     float *d_q = j->d_q + at * H + h * d;
@@ -184,14 +143,12 @@ static void backward_tile(const job *j, room *r, const nf_linear *keys, const nf
     nf_linear_tile_input(keys, d_q, H, &r->p, 0, rows, k0, 0, d, &so_far, r->products);
 }
 
-/* All query heads of one key head in one document: nobody else writes their d_q, d_k and d_v. */
-static void backward_group(void *context, int64_t index, int worker) {
-    const job *j = context;
+static void backward_group(const nf_attention_job *j, const nf_span *span, int64_t kv_head, void *memory) {
     const nf_attention *a = j->a;
-    const nf_span *span = &a->spans[index / a->kv_heads];
-    int64_t d = a->d, K = a->kv_heads * d, group = a->heads / a->kv_heads, kv_head = index % a->kv_heads, T = span->q_len;
+    int64_t d = a->d, K = a->kv_heads * d, group = a->heads / a->kv_heads, T = span->q_len;
     nf_linear keys = rows_of(a, a->k, span, kv_head), values = rows_of(a, a->v, span, kv_head);
-    room r = room_of(j, worker);
+    room r;
+    furnish(&r, memory, d);
     for (int64_t k0 = 0; k0 < T; k0 += BK) {
         memset(r.dk_t, 0, (size_t)(d * BK) * sizeof *r.dk_t);
         memset(r.dv_t, 0, (size_t)(d * BK) * sizeof *r.dv_t);
@@ -204,9 +161,53 @@ static void backward_group(void *context, int64_t index, int worker) {
     }
 }
 
+static const nf_attention_tiles any_tiles = {BQ, bytes, forward_tile, backward_group};
+
+/* -------- tasks -------- */
+
+/* The tiles for these keys and values on this machine. */
+static const nf_attention_tiles *tiles_of(const nf_attention *a) {
+    int bf16 = a->form.kind == NF_LINEAR_BF16 && a->form.narrow && a->form.narrow->needs & NF_HAS_AVX512_BF16;
+    return bf16 && nf_attention_avx512_bf16 && a->d % 2 == 0 ? nf_attention_avx512_bf16 : &any_tiles;
+}
+
+int64_t nf_attention_scratch(int64_t d) {
+    int64_t most = bytes(d), other = nf_attention_avx512_bf16 ? nf_attention_avx512_bf16->bytes(d) : 0;
+    return (other > most ? other : most) / (int64_t)sizeof(float);
+}
+
+static void *memory_of(const nf_attention_job *j, int worker) { return j->scratch + worker * nf_attention_scratch(j->a->d); }
+
+static int64_t count_tiles(const nf_span *span, int64_t queries) { return (span->q_len + queries - 1) / queries; }
+
+/* Task `index` of a tile and a head.  Long rows first would balance better, but spans are few. */
+static void forward_task(void *context, int64_t index, int worker) {
+    const nf_attention_job *j = context;
+    const nf_attention_tiles *tiles = tiles_of(j->a);
+    const nf_span *span = j->a->spans;
+    int64_t h = index % j->a->heads, tile = index / j->a->heads;
+    for (; tile >= count_tiles(span, tiles->queries); span++) tile -= count_tiles(span, tiles->queries);
+    int64_t row = (count_tiles(span, tiles->queries) - 1 - tile) * tiles->queries;
+    tiles->forward(j, span, row, min64(tiles->queries, span->q_len - row), h, memory_of(j, worker));
+}
+
+void nf_attention_forward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *out, float *lse,
+                          const float *q, float *scratch) {
+    nf_attention_job j = {.kernels = kernels, .a = a, .out = out, .lse = lse, .q = q, .scratch = scratch};
+    int64_t count = 0;
+    for (int64_t s = 0; s < a->n_spans; s++) count += count_tiles(&a->spans[s], tiles_of(a)->queries);
+    nf_pool_run(pool, count * a->heads, forward_task, &j);
+}
+
+static void backward_task(void *context, int64_t index, int worker) {
+    const nf_attention_job *j = context;
+    const nf_attention *a = j->a;
+    tiles_of(a)->backward(j, &a->spans[index / a->kv_heads], index % a->kv_heads, memory_of(j, worker));
+}
+
 void nf_attention_backward(nf_pool *pool, const nf_kernels *kernels, const nf_attention *a, float *d_q, float *d_k, float *d_v,
                            const float *d_out, const float *out, const float *lse, const float *q, float *scratch) {
-    job j = {.kernels = kernels, .a = a, .d_q = d_q, .d_k = d_k, .d_v = d_v, .q = q, .d_out = d_out, .scratch = scratch};
-    j.fixed_out = out, j.fixed_lse = lse;
-    nf_pool_run(pool, a->n_spans * a->kv_heads, backward_group, &j);
+    nf_attention_job j = {.kernels = kernels, .a = a, .d_q = d_q, .d_k = d_k, .d_v = d_v, .scratch = scratch};
+    j.q = q, j.d_out = d_out, j.fixed_out = out, j.fixed_lse = lse;
+    nf_pool_run(pool, a->n_spans * a->kv_heads, backward_task, &j);
 }
