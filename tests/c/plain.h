@@ -62,6 +62,35 @@ static inline void plain_attention(double *out, const double *q, const double *k
     free(p);
 }
 
+/* Its gradients, from d_out (T, H, d); d_q as q, d_k and d_v as k.  With p the softmax weights of a row and dp = d_out v^T,
+   the scores' gradient is p * (dp - sum(p * dp)) / sqrt(d). */
+static inline void plain_attention_backward(double *d_q, double *d_k, double *d_v, const double *d_out, const double *q,
+                                            const double *k, const double *v, int64_t T, int64_t H, int64_t K, int64_t d) {
+    double *p = malloc((size_t)T * sizeof *p), *dp = malloc((size_t)T * sizeof *dp), scale = 1.0 / sqrt((double)d);
+    for (int64_t i = 0; i < T * H * d; i++) d_q[i] = 0.0;
+    for (int64_t i = 0; i < T * K * d; i++) d_k[i] = d_v[i] = 0.0;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t h = 0; h < H; h++) {
+            int64_t at = (t * H + h) * d, g = h / (H / K) * d;
+            double sum = 0.0, delta = 0.0, top = -INFINITY;
+            for (int64_t u = 0; u <= t; u++) {
+                p[u] = scale * plain_product(0, 1, 1, 1, d, q + at, k + u * K * d + g, 0, 0);
+                dp[u] = plain_product(0, 1, 1, 1, d, d_out + at, v + u * K * d + g, 0, 0);
+                if (p[u] > top) top = p[u];
+            }
+            for (int64_t u = 0; u <= t; u++) sum += p[u] = exp(p[u] - top);
+            for (int64_t u = 0; u <= t; u++) delta += (p[u] /= sum) * dp[u];
+            for (int64_t u = 0; u <= t; u++)
+                for (int64_t i = 0; i < d; i++) {
+                    double ds = p[u] * (dp[u] - delta) * scale;
+                    d_q[at + i] += ds * k[u * K * d + g + i];
+                    d_k[u * K * d + g + i] += ds * q[at + i];
+                    d_v[u * K * d + g + i] += p[u] * d_out[at + i];
+                }
+        }
+    free(p), free(dp);
+}
+
 /* Sum over n rows of -log softmax(W x)[target]. */
 static inline double plain_cross_entropy(const double *w, const double *x, const int32_t *targets, int64_t n, int64_t D,
                                          int64_t V) {
