@@ -20,11 +20,13 @@
 #include "transpose16.h"
 
 enum {
+    UNIT = 4, /* bytes */
     LANES = 16,
     BLOCK = 32, /* queries of a register tile: two vectors */
     BQ = 128,   /* queries of a tile */
     BK = 64,    /* keys whose weights are kept at a time */
-    KEYS = 256  /* keys whose gradients are summed before they are stored */
+    KEYS = 256, /* keys whose gradients are summed before they are stored */
+    EACH = 4    /* units that are multiplied for each cache line that is asked for */
 };
 
 static const float LOG2E = 1.44269504f;
@@ -62,27 +64,56 @@ NF_INLINE void put_pairs(uint32_t *to, __m512i a, __m512i b) {
     _mm512_storeu_si512(to + LANES, _mm512_permutex2var_epi16(a, second, b));
 }
 
+/* -------- memory asked for while something is multiplied -------- */
+
+/* Rows of some cache lines, `apart` bytes from one to the next. */
+typedef struct source {
+    const char *at;
+    int64_t rows, lines, apart, line;
+} source;
+
+/* The last source comes first. */
+typedef struct requests {
+    source list[8];
+    int count;
+} requests;
+
+static inline void want(requests *w, const void *at, int64_t rows, int64_t bytes, int64_t apart) {
+    if (rows > 0 && w->count < 8) w->list[w->count++] = (source){at, rows, up(bytes, 64) / 64, apart, 0};
+}
+
+NF_INLINE void ask(requests *w) {
+    if (w->count == 0) return;
+    source *s = &w->list[w->count - 1];
+    __builtin_prefetch(s->at + 64 * s->line, 0, 2);
+    if (++s->line < s->lines) return;
+    s->line = 0, s->at += s->apart;
+    w->count -= --s->rows == 0;
+}
+
 /* -------- products -------- */
 
 /* As an instruction, because compilers move the sums about and to memory otherwise. */
 NF_INLINE void add_unit(__m512 *sum, __m512i x, __m512i w) { __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(w)); }
 
-NF_INLINE __m512i unit_at(const char *p) {
+NF_INLINE __m512i unit_at(const void *p) {
     int32_t unit;
     memcpy(&unit, p, sizeof unit);
     return _mm512_set1_epi32(unit);
 }
 
-/* sums (R, C vectors) += the units a[r][u], `step` bytes apart, times the vectors b[u], `apart` units apart. */
-NF_INLINE void multiply(__m512 *sums, const char *const *a, int64_t step, const uint32_t *b, int64_t apart, int64_t units,
-                        const int R, const int C) {
-    for (int64_t u = 0, at = 0; u < units; u++, at += step, b += apart) {
+/* sums (R, C vectors) += for each u the units at a + r * row + u * step, in bytes, times the vectors b[u], `apart` units apart. */
+NF_INLINE void multiply(__m512 *sums, const void *a, const int64_t row, int64_t step, const uint32_t *b, int64_t apart,
+                        int64_t units, const int R, const int C, requests *next) {
+    const char *at = a;
+    for (int64_t u = 0; u < units; u++, at += step, b += apart) {
         __m512i w[4];
+        if (u % EACH == 0) ask(next);
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) w[c] = _mm512_loadu_si512(b + LANES * c);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            __m512i x = unit_at(a[r] + at);
+            __m512i x = unit_at(at + r * row);
 #pragma GCC unroll 8
             for (int c = 0; c < C; c++) add_unit(&sums[r * C + c], x, w[c]);
         }
@@ -91,43 +122,45 @@ NF_INLINE void multiply(__m512 *sums, const char *const *a, int64_t step, const 
 
 /* -------- operands -------- */
 
-/* x_t and, unless it is NULL, x_pairs of `rows` float32 rows of d values, ldx apart; 0 behind them, up to a whole block. */
-static NF_TARGET void load_rows(uint32_t *x_t, uint32_t *x_pairs, const float *x, int64_t ldx, int64_t rows, int64_t d) {
+/* 32 values from x[i] of d on as bf16, from float32 or as they are; 0 behind d, and everywhere without `there`. */
+NF_INLINE __m512i values_at(const void *x, int64_t i, int64_t d, int there, const int wide) {
+    int64_t left = there ? d - i : 0;
+    const float *from = (const float *)x + i;
+    if (wide)
+        return to_bf16(_mm512_maskz_loadu_ps(before_lane(left), from),
+                       _mm512_maskz_loadu_ps(before_lane(left - LANES), from + LANES));
+    return _mm512_maskz_loadu_epi16(before_lane(left) | (__mmask32)before_lane(left - LANES) << LANES, (const uint16_t *)x + i);
+}
+
+/* x_t and x_pairs, unless they are NULL, of `rows` rows of d values, ld bytes apart; 0 behind them, up to a whole block. */
+NF_INLINE void load_any(uint32_t *x_t, uint32_t *x_pairs, const void *x, int64_t ld, int64_t rows, int64_t d, const int wide) {
     const int64_t units = d / 2, W = width_of(d);
     for (int64_t t = 0; t < up(rows, BLOCK); t += LANES)
         for (int64_t i = 0; i < d; i += 2 * LANES) {
             __m512i r[LANES];
-            __mmask16 left = before_lane(d - i), right = before_lane(d - i - LANES);
 #pragma GCC unroll 16
-            for (int k = 0; k < LANES; k++) {
-                __mmask16 there = t + k < rows ? 0xffff : 0;
-                const float *from = x + (t + k) * ldx + i;
-                r[k] = to_bf16(_mm512_maskz_loadu_ps(left & there, from), _mm512_maskz_loadu_ps(right & there, from + LANES));
-            }
+            for (int k = 0; k < LANES; k++) r[k] = values_at((const char *)x + (t + k) * ld, i, d, t + k < rows, wide);
             if (x_pairs)
+#pragma GCC unroll 16
                 for (int k = 0; k < LANES; k += 2) put_pairs(x_pairs + (t + k) / 2 * W + i, r[k], r[k + 1]);
+            if (!x_t) continue;
             transpose16(r);
-            uint32_t *to = x_t + t / BLOCK * BLOCK * units + t % BLOCK;
-            for (int64_t u = 0; u < LANES && i / 2 + u < units; u++) _mm512_storeu_si512(to + (i / 2 + u) * BLOCK, r[u]);
+            uint32_t *to = x_t + t / BLOCK * BLOCK * units + t % BLOCK + i / 2 * BLOCK;
+            for (int64_t u = 0; u < least(LANES, units - i / 2); u++) _mm512_storeu_si512(to + u * BLOCK, r[u]);
         }
 }
 
-/* x_pairs of `rows` rows of bf16, ld apart; 0 behind them, up to an even number of pairs. */
-static NF_TARGET void pair_rows(uint32_t *x_pairs, const uint16_t *x, int64_t ld, int64_t rows, int64_t d) {
-    const int64_t W = width_of(d);
-    for (int64_t t = 0; t < up(rows, 4); t += 2)
-        for (int64_t i = 0; i < d; i += 2 * LANES) {
-            __mmask32 some = d - i >= 32 ? ~0u : (1u << (d - i)) - 1;
-            const uint16_t *from = x + t * ld + i;
-            put_pairs(x_pairs + t / 2 * W + i, _mm512_maskz_loadu_epi16(t < rows ? some : 0, from),
-                      _mm512_maskz_loadu_epi16(t + 1 < rows ? some : 0, from + ld));
-        }
+static NF_TARGET void load_floats(uint32_t *x_t, uint32_t *x_pairs, const float *x, int64_t ld, int64_t rows, int64_t d) {
+    load_any(x_t, x_pairs, x, ld * (int64_t)sizeof *x, rows, d, 1);
 }
 
-/* Where `count` rows of keys or values from `first` on lie; those behind the last are the last, and never seen. */
-NF_INLINE void find_rows(const char **a, const uint16_t *x, int64_t ld, int64_t first, int64_t all, const int count) {
-#pragma GCC unroll 8
-    for (int i = 0; i < count; i++) a[i] = (const char *)(x + least(first + i, all - 1) * ld);
+static NF_TARGET void load_halves(uint32_t *x_t, uint32_t *x_pairs, const uint16_t *x, int64_t ld, int64_t rows, int64_t d) {
+    load_any(x_t, x_pairs, x, ld * (int64_t)sizeof *x, rows, d, 0);
+}
+
+/* Where row t of x_t begins. */
+static inline const uint32_t *row_of(const uint32_t *x_t, int64_t t, int64_t d) {
+    return x_t + t / BLOCK * BLOCK * d / 2 + t % BLOCK;
 }
 
 /* to (rows, d) (+)= factor times the transpose of x_t (d, BLOCK), a factor for each row. */
@@ -152,20 +185,17 @@ static NF_TARGET void put_transposed(float *to, int64_t ld, const float *x_t, in
 
 /* y_t (d, BLOCK) = y_t * factor + the product of pairs (rows, d) and weights (pairs of rows, BLOCK); `first`: y_t was empty. */
 static NF_TARGET void add_pairs(float *y_t, const __m512 *factor, const uint32_t *pairs, const uint32_t *weights, int64_t units,
-                                int64_t d, int first) {
+                                int64_t d, int first, requests *next) {
     const int64_t W = width_of(d);
     for (int64_t i = 0; i < d; i += 8) {
         __m512 sums[16];
-        const char *a[8];
 #pragma GCC unroll 8
-        for (int r = 0; r < 8; r++) {
-            a[r] = (const char *)(pairs + i + r);
+        for (int r = 0; r < 8; r++)
 #pragma GCC unroll 2
             for (int c = 0; c < 2; c++)
                 sums[2 * r + c] =
                     first ? _mm512_setzero_ps() : _mm512_mul_ps(_mm512_loadu_ps(y_t + (i + r) * BLOCK + LANES * c), factor[c]);
-        }
-        multiply(sums, a, W * (int64_t)sizeof(uint32_t), weights, BLOCK, units, 8, 2);
+        multiply(sums, pairs + i, UNIT, W * UNIT, weights, BLOCK, units, 8, 2, next);
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++)
 #pragma GCC unroll 2
@@ -177,20 +207,23 @@ static NF_TARGET void add_pairs(float *y_t, const __m512 *factor, const uint32_t
 
 typedef struct room {
     uint32_t *q_t, *q_pairs, *g_t, *g_pairs; /* of BQ queries; g: the gradient of the output */
-    uint32_t *k_pairs;                       /* of KEYS keys; forward: of BK values */
+    uint32_t *k_t, *v_t, *k_pairs;           /* of KEYS keys and values; forward: k_pairs are of BK values */
     uint32_t *weights;                       /* (BK/2, BLOCK) units: softmax weights, backward: the scores' gradient */
     uint16_t *p_rows, *s_rows;               /* (BK, BQ) bf16: softmax weights and the scores' gradient */
     float *scores;                           /* (BK, BLOCK) */
     float *y_t;                              /* (BQ/BLOCK, W, BLOCK): out, backward: d_q */
     float *d_k, *d_v;                        /* (KEYS, W) */
     float *top, *total;                      /* (BQ,): of each query, in base 2; backward: log-sum-exp and delta */
+    requests next;
 } room;
 
 static int64_t furnish(room *r, void *memory, int64_t d) {
     nf_pieces p = {memory, 0};
+    r->next.count = 0;
     const int64_t W = width_of(d), size = sizeof(uint32_t);
     r->q_t = nf_take(&p, BQ * d / 2 * size), r->g_t = nf_take(&p, BQ * d / 2 * size);
     r->q_pairs = nf_take(&p, BQ / 2 * W * size), r->g_pairs = nf_take(&p, BQ / 2 * W * size);
+    r->k_t = nf_take(&p, KEYS * d / 2 * size), r->v_t = nf_take(&p, KEYS * d / 2 * size);
     r->k_pairs = nf_take(&p, KEYS / 2 * W * size), r->weights = nf_take(&p, BK / 2 * BLOCK * size);
     r->p_rows = nf_take(&p, BK * BQ * 2), r->s_rows = nf_take(&p, BK * BQ * 2);
     r->scores = nf_take(&p, BK * BLOCK * size), r->y_t = nf_take(&p, BQ * W * size);
@@ -208,17 +241,15 @@ static int64_t bytes(int64_t d) {
 
 /* scores (seen, BLOCK) of a block of queries whose first is at position `first`, with the keys from k0 on; those that a query
    does not see are -infinity.  top (2): the largest of each query. */
-static NF_TARGET void score(float *scores, __m512 *top, const uint32_t *q_t, const uint16_t *k, int64_t ld, int64_t all,
-                            int64_t k0, int64_t seen, int64_t first, int64_t d) {
+static NF_TARGET void score(float *scores, __m512 *top, requests *next, const uint32_t *q_t, const uint32_t *k_t, int64_t k0,
+                            int64_t seen, int64_t first, int64_t d) {
     const __m512 hidden = _mm512_set1_ps(-INFINITY);
     top[0] = top[1] = hidden;
     for (int64_t at = k0; at < k0 + seen; at += 8, scores += 8 * BLOCK) {
         __m512 sums[16];
-        const char *a[8];
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) sums[i] = _mm512_setzero_ps();
-        find_rows(a, k, ld, at, all, 8);
-        multiply(sums, a, sizeof(uint32_t), q_t, BLOCK, d / 2, 8, 2);
+        multiply(sums, row_of(k_t, at - k0, d), UNIT, BLOCK * UNIT, q_t, BLOCK, d / 2, 8, 2, next);
         if (at + 7 > first)
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
@@ -249,13 +280,11 @@ static NF_TARGET void soften(uint32_t *weights, const float *scores, const __m51
 }
 
 /* The keys [k0, k0+seen) for one block of queries. */
-static NF_TARGET void forward_block(room *r, const nf_attention_job *j, const uint16_t *k, const nf_span *span, int64_t block,
-                                    int64_t k0, int64_t seen, int64_t first) {
-    const nf_attention *a = j->a;
+static NF_TARGET void forward_block(room *r, const nf_attention *a, int64_t block, int64_t k0, int64_t seen, int64_t first) {
     const __m512 factor = _mm512_set1_ps(a->scale * LOG2E);
     float *tops = r->top + block * BLOCK, *totals = r->total + block * BLOCK;
     __m512 top[2], total[2], correction[2];
-    score(r->scores, top, r->q_t + block * BLOCK * a->d / 2, k, a->kv_heads * a->d, span->kv_len, k0, seen, first, a->d);
+    score(r->scores, top, &r->next, r->q_t + block * BLOCK * a->d / 2, r->k_t, k0, seen, first, a->d);
     for (int c = 0; c < 2; c++) {
         __m512 old = _mm512_loadu_ps(tops + LANES * c);
         top[c] = _mm512_max_ps(old, _mm512_mul_ps(top[c], factor));
@@ -268,7 +297,14 @@ static NF_TARGET void forward_block(room *r, const nf_attention_job *j, const ui
         _mm512_storeu_ps(tops + LANES * c, top[c]);
         _mm512_storeu_ps(totals + LANES * c, total[c]);
     }
-    add_pairs(r->y_t + block * BLOCK * width_of(a->d), correction, r->k_pairs, r->weights, units, a->d, k0 == 0);
+    add_pairs(r->y_t + block * BLOCK * width_of(a->d), correction, r->k_pairs, r->weights, units, a->d, k0 == 0, &r->next);
+}
+
+/* Where the result of a tile goes, and what the same tile of the next head begins with. */
+static void want_queries(const nf_attention_job *j, requests *next, int64_t at, int64_t rows, int64_t h) {
+    const int64_t d = j->a->d, H = j->a->heads * d;
+    if (h + 1 < j->a->heads) want(next, j->q + at * H + (h + 1) * d, rows, 4 * d, 4 * H);
+    want(next, j->out + at * H + h * d, rows, 4 * d, 4 * H);
 }
 
 static NF_TARGET void forward(const nf_attention_job *j, const nf_span *span, int64_t row, int64_t rows, int64_t h,
@@ -281,13 +317,17 @@ static NF_TARGET void forward(const nf_attention_job *j, const nf_span *span, in
     room r;
     furnish(&r, memory, d);
     for (int t = 0; t < BQ; t++) r.top[t] = -INFINITY, r.total[t] = 0.0f;
-    load_rows(r.q_t, NULL, j->q + at * H + h * d, H, rows, d);
+    load_floats(r.q_t, NULL, j->q + at * H + h * d, H, rows, d);
+    want_queries(j, &r.next, at, rows, h);
     for (int64_t k0 = 0; k0 < before + rows; k0 += BK) {
-        int64_t keys = least(BK, before + rows - k0);
-        pair_rows(r.k_pairs, v + k0 * K, K, keys, d);
+        int64_t keys = least(BK, before + rows - k0), more = least(BK, span->kv_len - k0 - BK);
+        want(&r.next, k + (k0 + BK) * K, more, 2 * d, 2 * K);
+        want(&r.next, v + (k0 + BK) * K, more, 2 * d, 2 * K);
+        load_halves(r.k_t, NULL, k + k0 * K, K, keys, d);
+        load_halves(NULL, r.k_pairs, v + k0 * K, K, keys, d);
         for (int64_t block = 0; block * BLOCK < rows; block++) {
             int64_t first = before + block * BLOCK, seen = least(keys, first + BLOCK - k0);
-            if (seen > 0) forward_block(&r, j, k, span, block, k0, seen, first);
+            if (seen > 0) forward_block(&r, a, block, k0, seen, first);
         }
     }
     for (int64_t t = 0; t < rows; t++) {
@@ -301,21 +341,24 @@ static NF_TARGET void forward(const nf_attention_job *j, const nf_span *span, in
 /* -------- backward -------- */
 
 /* Of four keys from `at` on and a block of queries: the weights and the gradient of the scores, before `scale`.  p_rows, s_rows:
-   at the first key and query; pairs: at the first key. */
-NF_INLINE void weigh(uint16_t *p_rows, uint16_t *s_rows, uint32_t *pairs, const room *r, int64_t block, const char *const *k,
-                     const char *const *v, int64_t units, int64_t at, int64_t first, __m512 factor) {
+   at the first key and query; pairs: at the first key.  Not inlined: constants would take the registers of the loop. */
+static __attribute__((noinline)) NF_TARGET void weigh(uint16_t *p_rows, uint16_t *s_rows, uint32_t *pairs, room *r,
+                                                      int64_t block, const uint32_t *k, const uint32_t *v, int64_t units,
+                                                      int64_t at, int64_t first, float scale) {
     const uint32_t *q = r->q_t + block * BLOCK * units, *g = r->g_t + block * BLOCK * units;
     const float *lse = r->top + block * BLOCK, *delta = r->total + block * BLOCK;
+    const __m512 factor = _mm512_set1_ps(scale * LOG2E);
     __m512 s[8], dp[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) s[i] = dp[i] = _mm512_setzero_ps();
-    for (int64_t u = 0; u < units; u++, q += BLOCK, g += BLOCK) {
+    for (int64_t u = 0; u < units; u++, q += BLOCK, g += BLOCK, k += BLOCK, v += BLOCK) {
         __m512i w[4];
+        if (u % EACH == 0) ask(&r->next);
 #pragma GCC unroll 2
         for (int c = 0; c < 2; c++) w[c] = _mm512_loadu_si512(q + LANES * c), w[2 + c] = _mm512_loadu_si512(g + LANES * c);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            __m512i x = unit_at(k[i] + 4 * u), y = unit_at(v[i] + 4 * u);
+            __m512i x = unit_at(k + i), y = unit_at(v + i);
             add_unit(&s[2 * i], x, w[0]), add_unit(&s[2 * i + 1], x, w[1]);
             add_unit(&dp[2 * i], y, w[2]), add_unit(&dp[2 * i + 1], y, w[3]);
         }
@@ -340,16 +383,13 @@ NF_INLINE void weigh(uint16_t *p_rows, uint16_t *s_rows, uint32_t *pairs, const 
 
 /* y (4, W), W vectors of columns from `i` on += the units of a from u0 on times pairs. */
 NF_INLINE void add_rows(float *y, const uint16_t *rows, const uint32_t *pairs, int64_t W, int64_t u0, int64_t units,
-                        const int C) {
+                        const int C, requests *next) {
     __m512 sums[16];
-    const char *a[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-        a[r] = (const char *)(rows + r * BQ + 2 * u0);
+    for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) sums[r * C + c] = _mm512_loadu_ps(y + r * W + LANES * c);
-    }
-    multiply(sums, a, sizeof(uint32_t), pairs + u0 * W, W, units - u0, 4, C);
+    multiply(sums, rows + 2 * u0, BQ * 2, UNIT, pairs + u0 * W, W, units - u0, 4, C, next);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
@@ -359,12 +399,12 @@ NF_INLINE void add_rows(float *y, const uint16_t *rows, const uint32_t *pairs, i
 /* y (keys, W) += the product of rows (keys, queries) and pairs (queries, d); the first key is `ahead` positions behind the first
    query, and no query before a key sees it. */
 static NF_TARGET void add_keys(float *y, const uint16_t *rows, const uint32_t *pairs, int64_t keys, int64_t ahead,
-                               int64_t queries, int64_t d) {
+                               int64_t queries, int64_t d, requests *next) {
     const int64_t W = width_of(d), units = up(queries, BLOCK) / 2;
     for (int64_t k = 0; k < keys; k += 4) {
         int64_t u0 = ahead + k > 0 ? (ahead + k) / 2 : 0, i = 0;
-        for (; i + 4 * LANES <= W; i += 4 * LANES) add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 4);
-        for (; i < W; i += 2 * LANES) add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 2);
+        for (; i + 4 * LANES <= W; i += 4 * LANES) add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 4, next);
+        for (; i < W; i += 2 * LANES) add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 2, next);
     }
 }
 
@@ -373,8 +413,8 @@ static NF_TARGET void load_queries(const nf_attention_job *j, room *r, int64_t a
     const nf_attention *a = j->a;
     const int64_t d = a->d, H = a->heads * d;
     const float *q = j->q + at * H + h * d, *g = j->d_out + at * H + h * d, *out = j->fixed_out + at * H + h * d;
-    load_rows(r->q_t, r->q_pairs, q, H, rows, d);
-    load_rows(r->g_t, r->g_pairs, g, H, rows, d);
+    load_floats(r->q_t, r->q_pairs, q, H, rows, d);
+    load_floats(r->g_t, r->g_pairs, g, H, rows, d);
     for (int64_t t = 0; t < rows; t++) {
         r->total[t] = j->kernels->dot(g + t * H, out + t * H, d);
         r->top[t] = j->fixed_lse[(at + t) * a->heads + h] * LOG2E;
@@ -383,36 +423,50 @@ static NF_TARGET void load_queries(const nf_attention_job *j, room *r, int64_t a
 }
 
 /* The queries [row, row+rows) of head h and the keys [k0, k0+keys): their share of d_q, d_k and d_v. */
-static NF_TARGET void backward_tile(const nf_attention_job *j, room *r, const uint16_t *k, const uint16_t *v,
-                                    const nf_span *span, int64_t row, int64_t rows, int64_t h, int64_t k0, int64_t keys) {
+static NF_TARGET void backward_tile(const nf_attention_job *j, room *r, const nf_span *span, int64_t row, int64_t rows,
+                                    int64_t h, int64_t k0, int64_t keys) {
     const nf_attention *a = j->a;
-    const int64_t d = a->d, H = a->heads * d, K = a->kv_heads * d, W = width_of(d), at = span->q_start + row;
-    const __m512 factor = _mm512_set1_ps(a->scale * LOG2E), one[2] = {_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f)};
+    const int64_t d = a->d, H = a->heads * d, W = width_of(d), at = span->q_start + row;
+    const __m512 one[2] = {_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f)};
     load_queries(j, r, at, rows, h);
+    want(&r->next, j->d_q + at * H + h * d, rows, 4 * d, 4 * H);
     for (int64_t k1 = k0; k1 < least(k0 + keys, row + rows); k1 += BK) {
         int64_t cols = least(BK, k0 + keys - k1);
         for (int64_t block = 0; block * BLOCK < rows; block++) {
             int64_t first = row + block * BLOCK, seen = least(cols, first + BLOCK - k1);
             if (seen <= 0) continue;
             for (int64_t c = 0; c < seen; c += 4) {
-                const char *of_k[4], *of_v[4];
-                find_rows(of_k, k, K, k1 + c, span->kv_len, 4);
-                find_rows(of_v, v, K, k1 + c, span->kv_len, 4);
                 weigh(r->p_rows + c * BQ + block * BLOCK, r->s_rows + c * BQ + block * BLOCK, r->weights + c / 2 * BLOCK, r,
-                      block, of_k, of_v, d / 2, k1 + c, first, factor);
+                      block, row_of(r->k_t, k1 - k0 + c, d), row_of(r->v_t, k1 - k0 + c, d), d / 2, k1 + c, first, a->scale);
             }
-            add_pairs(r->y_t + block * BLOCK * W, one, r->k_pairs + (k1 - k0) / 2 * W, r->weights, up(seen, 4) / 2, d,
-                      k1 == k0);
+            add_pairs(r->y_t + block * BLOCK * W, one, r->k_pairs + (k1 - k0) / 2 * W, r->weights, up(seen, 4) / 2, d, k1 == k0,
+                      &r->next);
         }
         cols = least(cols, row + rows - k1);
-        add_keys(r->d_v + (k1 - k0) * W, r->p_rows, r->g_pairs, cols, k1 - row, rows, d);
-        add_keys(r->d_k + (k1 - k0) * W, r->s_rows, r->q_pairs, cols, k1 - row, rows, d);
+        add_keys(r->d_v + (k1 - k0) * W, r->p_rows, r->g_pairs, cols, k1 - row, rows, d, &r->next);
+        add_keys(r->d_k + (k1 - k0) * W, r->s_rows, r->q_pairs, cols, k1 - row, rows, d, &r->next);
     }
     float scales[BLOCK];
     for (int i = 0; i < BLOCK; i++) scales[i] = a->scale;
     for (int64_t t = 0; t < rows; t += BLOCK)
         if (k0 < row + t + BLOCK)
             put_transposed(j->d_q + (at + t) * H + h * d, H, r->y_t + t * W, least(BLOCK, rows - t), d, scales, k0 > 0);
+}
+
+/* What the tile of queries at `row` begins with, or behind the last one the next: of the next head, or of the next keys. */
+static void want_next(const nf_attention_job *j, requests *next, const nf_span *span, int64_t row, int64_t h, int64_t k0) {
+    const nf_attention *a = j->a;
+    const int64_t d = a->d, H = a->heads * d, K = a->kv_heads * d;
+    if (row >= span->q_len) h++, row = k0;
+    if (h >= a->heads) return;
+    const int64_t at = span->q_start + row, rows = least(BQ, span->q_len - row), kv_head = h / (a->heads / a->kv_heads);
+    const int64_t of_k = (span->kv_start + row) * K + kv_head * d;
+    next->count = 0;
+    want(next, (const uint16_t *)a->v + of_k, rows, 2 * d, 2 * K);
+    want(next, (const uint16_t *)a->k + of_k, rows, 2 * d, 2 * K);
+    want(next, j->fixed_out + at * H + h * d, rows, 4 * d, 4 * H);
+    want(next, j->d_out + at * H + h * d, rows, 4 * d, 4 * H);
+    want(next, j->q + at * H + h * d, rows, 4 * d, 4 * H);
 }
 
 static NF_TARGET void backward(const nf_attention_job *j, const nf_span *span, int64_t kv_head, void *memory) {
@@ -426,10 +480,13 @@ static NF_TARGET void backward(const nf_attention_job *j, const nf_span *span, i
         int64_t keys = least(KEYS, T - k0), at = (span->kv_start + k0) * K + kv_head * d;
         memset(r.d_k, 0, (size_t)(KEYS * W) * sizeof *r.d_k);
         memset(r.d_v, 0, (size_t)(KEYS * W) * sizeof *r.d_v);
-        pair_rows(r.k_pairs, k + k0 * K, K, keys, d);
+        load_halves(r.k_t, r.k_pairs, k + k0 * K, K, keys, d);
+        load_halves(r.v_t, NULL, v + k0 * K, K, keys, d);
         for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
-            for (int64_t row = k0 / BQ * BQ; row < T; row += BQ)
-                backward_tile(j, &r, k, v, span, row, least(BQ, T - row), h, k0, keys);
+            for (int64_t row = k0; row < T; row += BQ) {
+                want_next(j, &r.next, span, row + BQ, h, k0);
+                backward_tile(j, &r, span, row, least(BQ, T - row), h, k0, keys);
+            }
         for (int64_t t = 0; t < keys; t++) {
             memcpy(j->d_v + at + t * K, r.d_v + t * W, (size_t)d * sizeof *r.d_v);
             memcpy(j->d_k + at + t * K, r.d_k + t * W, (size_t)d * sizeof *r.d_k);
