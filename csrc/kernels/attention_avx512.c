@@ -300,10 +300,16 @@ static NF_TARGET void forward_block(room *r, const nf_attention *a, int64_t bloc
     add_pairs(r->y_t + block * BLOCK * width_of(a->d), correction, r->k_pairs, r->weights, units, a->d, k0 == 0, &r->next);
 }
 
-/* Where the result of a tile goes, and what the same tile of the next head begins with. */
-static void want_queries(const nf_attention_job *j, requests *next, int64_t at, int64_t rows, int64_t h) {
-    const int64_t d = j->a->d, H = j->a->heads * d;
-    if (h + 1 < j->a->heads) want(next, j->q + at * H + (h + 1) * d, rows, 4 * d, 4 * H);
+/* Where the result of a tile goes, and what the same tile of the next head begins with; k and v are at the first key. */
+static void want_next_head(const nf_attention_job *j, requests *next, const uint16_t *k, const uint16_t *v, int64_t keys,
+                           int64_t at, int64_t rows, int64_t h) {
+    const int64_t d = j->a->d, H = j->a->heads * d, K = j->a->kv_heads * d, group = j->a->heads / j->a->kv_heads;
+    if (h + 1 < j->a->heads) {
+        const int64_t further = (h + 1) / group > h / group ? d : 0;
+        want(next, v + further, keys, 2 * d, 2 * K);
+        want(next, k + further, keys, 2 * d, 2 * K);
+        want(next, j->q + at * H + (h + 1) * d, rows, 4 * d, 4 * H);
+    }
     want(next, j->out + at * H + h * d, rows, 4 * d, 4 * H);
 }
 
@@ -318,9 +324,9 @@ static NF_TARGET void forward(const nf_attention_job *j, const nf_span *span, in
     furnish(&r, memory, d);
     for (int t = 0; t < BQ; t++) r.top[t] = -INFINITY, r.total[t] = 0.0f;
     load_floats(r.q_t, NULL, j->q + at * H + h * d, H, rows, d);
-    want_queries(j, &r.next, at, rows, h);
+    want_next_head(j, &r.next, k, v, least(BK, span->kv_len), at, rows, h);
     for (int64_t k0 = 0; k0 < before + rows; k0 += BK) {
-        int64_t keys = least(BK, before + rows - k0), more = least(BK, span->kv_len - k0 - BK);
+        int64_t keys = least(BK, before + rows - k0), more = least(BK, before + rows - k0 - BK);
         want(&r.next, k + (k0 + BK) * K, more, 2 * d, 2 * K);
         want(&r.next, v + (k0 + BK) * K, more, 2 * d, 2 * K);
         load_halves(r.k_t, NULL, k + k0 * K, K, keys, d);
