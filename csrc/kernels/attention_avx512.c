@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention through AVX-512 BF16, in tiles that stay in registers.
 
-   Lanes are queries: scores stand as (keys, queries), so the softmax goes down columns and never across a vector, and rows of
-   keys and values are multiplied from where they lie.  A product takes units, two bf16 neighbours along the summed index: from
-   one side a unit for all lanes, from the other a vector of units, one for each lane.  Names say how an operand is laid out:
-     x_t      (blocks of 32 queries, d/2 units, 32 queries): summed over d
-     x_pairs  (pairs of rows, W): summed over rows
+   Lanes are queries: scores stand as (keys, queries), so the softmax goes down columns and never across a vector.  A product takes
+   units, two bf16 neighbours along the summed index: from one side a unit for all lanes, from the other a vector of units, one for
+   each lane.  Names say how an operand is laid out, in units but for the last:
+     x_t      (blocks of 32 rows, d/2, 32 rows): summed over d
+     x_pairs  (pairs of rows, W), W being d rounded up to 32: summed over rows
      x_rows   (keys, queries) bf16: summed over queries
-   Forward and backward weights come from the same exp2; those of keys that a query does not see are exactly 0. */
+   Each is made once for a tile.  Forward and backward weights come from the same exp2; those of keys that a query does not see are
+   exactly 0. */
 #include "attention_inside.h"
 
 #if defined(__x86_64__)
@@ -207,7 +208,7 @@ static NF_TARGET void add_pairs(float *y_t, const __m512 *factor, const uint32_t
 
 typedef struct room {
     uint32_t *q_t, *q_pairs, *g_t, *g_pairs; /* of BQ queries; g: the gradient of the output */
-    uint32_t *k_t, *v_t, *k_pairs;           /* of KEYS keys and values; forward: k_pairs are of BK values */
+    uint32_t *k_t, *v_t, *k_pairs;           /* of KEYS keys and values; forward: of BK keys and, the pairs, values */
     uint32_t *weights;                       /* (BK/2, BLOCK) units: softmax weights, backward: the scores' gradient */
     uint16_t *p_rows, *s_rows;               /* (BK, BQ) bf16: softmax weights and the scores' gradient */
     float *scores;                           /* (BK, BLOCK) */
@@ -387,7 +388,7 @@ static __attribute__((noinline)) NF_TARGET void weigh(uint16_t *p_rows, uint16_t
     put_pairs(pairs + BLOCK, rows[2], rows[3]);
 }
 
-/* y (4, W), W vectors of columns from `i` on += the units of a from u0 on times pairs. */
+/* y: 4 rows of C vectors, W apart, += the product of rows, BQ apart, and pairs, from unit u0 on. */
 NF_INLINE void add_rows(float *y, const uint16_t *rows, const uint32_t *pairs, int64_t W, int64_t u0, int64_t units,
                         const int C, requests *next) {
     __m512 sums[16];
@@ -441,10 +442,9 @@ static NF_TARGET void backward_tile(const nf_attention_job *j, room *r, const nf
         for (int64_t block = 0; block * BLOCK < rows; block++) {
             int64_t first = row + block * BLOCK, seen = least(cols, first + BLOCK - k1);
             if (seen <= 0) continue;
-            for (int64_t c = 0; c < seen; c += 4) {
+            for (int64_t c = 0; c < seen; c += 4)
                 weigh(r->p_rows + c * BQ + block * BLOCK, r->s_rows + c * BQ + block * BLOCK, r->weights + c / 2 * BLOCK, r,
                       block, row_of(r->k_t, k1 - k0 + c, d), row_of(r->v_t, k1 - k0 + c, d), d / 2, k1 + c, first, a->scale);
-            }
             add_pairs(r->y_t + block * BLOCK * W, one, r->k_pairs + (k1 - k0) / 2 * W, r->weights, up(seen, 4) / 2, d, k1 == k0,
                       &r->next);
         }
