@@ -210,10 +210,8 @@ from neuralforge.templates import template_for
 from neuralforge.tokenizer import Tokenizer
 pieces._PIECE_TOKENS = 500
 tokenizer = Tokenizer.from_file(sys.argv[1])
-print("ready", flush=True)
 for event in corpus.ingest(sys.argv[2], sys.argv[3], tokenizer, template_for(tokenizer)):
-    pass
-print("end", flush=True)
+    print(type(event).__name__, flush=True)
 """
 
 
@@ -223,28 +221,25 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path: Path, model: Pa
     source = folder(tmp_path / "in", files)
     run(source, tmp_path / "whole", model)
     words = [sys.executable, "-c", KILLED, str(model), str(source), str(tmp_path / "out")]
-    began = time.monotonic()
-    subprocess.run(words, check=True, capture_output=True)
-    seconds = time.monotonic() - began
+    lines = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     shutil.rmtree(tmp_path / "out")
-    chance, kills, reused = random.Random(1), 0, 0
+    chance, kills, reused = random.Random(2), 0, 0
     for _ in range(20):
         child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        assert child.stdout and child.stdout.readline() == "ready\n"
-        try:
-            child.wait(timeout=chance.uniform(0, seconds * 0.6))
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        child.wait()
+        assert child.stdout
+        for _ in range(chance.randint(1, len(lines) * 6 // 5)):  # where it has come to, not when: machines differ
+            child.stdout.readline()
+        time.sleep(chance.uniform(0, 0.005))
+        child.send_signal(signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
         child.stdout.close()
         reused += len(list((tmp_path / "out" / ".ingest").glob("piece-*.json"))) > 0
         if (tmp_path / "out" / "manifest.json").exists():  # it may have died while it cleared the pieces away
             shutil.rmtree(tmp_path / "out" / ".ingest", ignore_errors=True)
             assert content(tmp_path / "out") == content(tmp_path / "whole")
             shutil.rmtree(tmp_path / "out")
-    assert kills >= 5 and reused >= 2
+    assert 10 <= kills < 20 and reused >= 10
     run(source, tmp_path / "out", model)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
