@@ -19,7 +19,7 @@ enum {
     NF_CACHE_IDS = 4,         /* of a short word */
     NF_CACHE_LONG = 256,      /* bytes of a longer word */
     NF_CACHE_REACH = 16,      /* buckets from its own on in which a word may lie */
-    NF_CACHE_FIRST_BITS = 17, /* buckets of two words: 8 MiB */
+    NF_CACHE_FIRST_BITS = 18, /* buckets of two words: 16 MiB */
     NF_CACHE_LAST_BITS = 19
 };
 #define NF_CACHE_ID_MASK 0xFFFFFFu /* the count stands above the first id */
