@@ -174,7 +174,8 @@ static nf_status encode_rest(nf_token_worker *w, const nf_tokenizer *t, nf_rule 
 static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p,
                                         const uint8_t *end) {
     while (end - p >= 80) {
-        uint64_t starts = p[*p == ' '] < 0x80 ? nf_word_starts(rule, p) >> 1 : 0;
+        const uint8_t first = p[*p == ' '];
+        uint64_t starts = first < 0x80 || nf_begins_letter(first) ? nf_word_starts(rule, p) >> 1 : 0;
         if (starts == 0) {
             const uint8_t *stop = nf_word_end(rule, p, end);
             NF_TRY(encode_word(w, t, p, stop - p, end - p));
