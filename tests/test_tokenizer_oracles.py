@@ -293,11 +293,12 @@ def test_many_threads_share_one_tokenizer(shared: Path) -> None:
 
 @pytest.mark.slow
 def test_more_words_than_the_table_holds(shared: Path) -> None:
-    """The table of words grows, and begins anew in the end, while threads use it; each part of the text by itself does neither."""
+    """The table of words grows and begins anew in the end while threads use it; each part of the text by itself does neither."""
     from concurrent.futures import ThreadPoolExecutor
 
     def spelt(number: int) -> str:
-        return "".join(chr(97 + number // 26**k % 26) for k in range(5)) * (1 + number % 4)  # some too long for the table itself
+        """Up to 20 letters: some do not fit into the table itself."""
+        return "".join(chr(97 + number // 26**k % 26) for k in range(5)) * (1 + number % 4)
 
     parts = [" ".join(map(spelt, range(n, n + 100_000))) + " " for n in range(0, 1_000_000, 100_000)]
     expected = [Tokenizer.from_file(shared / "tokenizers/minimind").encode_array(part) for part in parts]
