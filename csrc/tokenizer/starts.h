@@ -49,7 +49,9 @@ static inline uint64_t nf_bytes_beyond_ascii(const uint8_t *p) {
 }
 
 /* Whether a byte begins a character that nf_letters_beyond may know. */
-static inline int nf_begins_letter(uint8_t c) { return (c >= 0xC3 && c <= 0xCA) || c == 0xD0 || c == 0xD1 || c == 0xD3 || c == 0xE1; }
+static inline int nf_begins_letter(uint8_t c) {
+    return (c >= 0xC3 && c <= 0xCA) || c == 0xD0 || c == 0xD1 || c == 0xD3 || c == 0xE1;
+}
 
 /* The bytes of letters beyond ASCII, of the alphabets that have hardly anything else: U+00C0 to U+02BF but for the two signs U+00D7
    and U+00F7, U+0400 to U+047F, U+04C0 to U+04FF, and U+1E00 to U+1EFF. */
