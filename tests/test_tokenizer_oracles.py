@@ -291,6 +291,28 @@ def test_many_threads_share_one_tokenizer(shared: Path) -> None:
             assert list(pool.map(tokenizer.encode, texts)) == expected
 
 
+@pytest.mark.slow
+def test_more_words_than_the_table_holds(shared: Path) -> None:
+    """The table of words grows and begins anew in the end while threads use it; one part of the text does neither."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def spelt(number: int) -> str:
+        """Up to 20 letters: some do not fit into the table itself."""
+        return "".join(chr(97 + number // 26**k % 26) for k in range(5)) * (1 + number % 4)
+
+    parts = [" ".join(map(spelt, range(n, n + 100_000))) + " " for n in range(0, 1_000_000, 100_000)]
+    expected = [Tokenizer.from_file(shared / "tokenizers/minimind").encode_array(part) for part in parts]
+    tokenizer = Tokenizer.from_file(shared / "tokenizers/minimind")
+    for part, ids in zip(parts, expected, strict=True):
+        assert np.array_equal(tokenizer.encode_array(part), ids)
+        assert np.array_equal(tokenizer.encode_array(parts[0]), expected[0])  # words that came along from smaller tables
+    for threads in (1, 2, 2):
+        ids, ends = tokenizer.encode_batch(parts, threads=threads)
+        assert all(map(np.array_equal, np.split(ids, ends[:-1]), expected))
+    with ThreadPoolExecutor(3) as pool:
+        assert all(map(np.array_equal, pool.map(tokenizer.encode_array, parts), expected))
+
+
 def gguf(**values: Any) -> bytes:
     """A GGUF file of metadata alone."""
 

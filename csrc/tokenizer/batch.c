@@ -16,13 +16,12 @@ static nf_token_worker *take_worker(nf_tokenizer *t) {
     pthread_mutex_unlock(&t->lock);
     if (w) return w;
     w = calloc(1, sizeof *w);
-    if (w && nf_cache_new_words(&w->cache) == NF_OK) return w;
-    if (w) nf_token_worker_free(w);
-    nf_fail(NF_ERR_MEMORY, "no memory for a thread of the tokenizer");
-    return NULL;
+    if (!w) nf_fail(NF_ERR_MEMORY, "no memory for a thread of the tokenizer");
+    return w;
 }
 
 static void give_back(nf_tokenizer *t, nf_token_worker *w) {
+    nf_known_release(t->known, &w->cache);
     if (w->ids.capacity > KEEP_IDS) {
         nf_words_free(&w->ids);
         w->ids = (nf_words){0};
@@ -187,6 +186,7 @@ static nf_status make_plan(plan *p, const uint8_t *const *texts, const int64_t *
 
 static nf_status encode_group(nf_token_worker *w, const plan *p, group *g, int64_t end) {
     g->at = w->ids.size;
+    NF_TRY(nf_known_take(p->t->known, &w->cache));
     for (int64_t i = g->first; i < end; i++) {
         part *each = &parts_of(p)[i];
         int64_t before = w->ids.size;
@@ -276,10 +276,10 @@ static nf_status encode_with(nf_token_ids *out, plan *p, int64_t texts, int thre
             break;
         }
         w->queued = w->done = 0;
-        status = w->status = take_buffer(p->t, &w->ids, bytes / threads / 2); /* more than most texts need */
+        status = w->status = take_buffer(p->t, &w->ids, 3 * bytes / (threads + 2)); /* more than most texts need */
     }
     if (status == NF_OK) status = run_plan(out, p, texts, threads);
-    while (taken > 0) give_back(p->t, p->workers[--taken]); /* in this order they are taken again: each meets its own words */
+    while (taken > 0) give_back(p->t, p->workers[--taken]);
     free(p->workers);
     return status;
 }

@@ -174,22 +174,13 @@ static void add_way(build *b, nf_pairs *edges, uint32_t i, uint32_t *nodes) {
     }
 }
 
-/* The same edges in a table of their own size. */
-static nf_status copy_edges(nf_pairs *out, const nf_pairs *edges, int64_t count) {
-    NF_TRY(nf_pairs_new(out, count));
-    for (uint64_t i = 0; i <= edges->mask; i++)
-        if (edges->slots[i].left != NF_NO_ID) nf_pairs_add(out, edges->slots[i]);
-    return NF_OK;
-}
-
 /* Length and next shorter token of piece i, whose symbols are b->ids. */
 static void measure(build *b, nf_merges *merges, uint32_t i) {
     const nf_words *ids = &b->ids;
     uint32_t node = ids->at[0], shorter = node;
     for (int64_t k = 1; k + 1 < ids->size; k++) {
-        const nf_pair *edge = nf_pairs_find(&merges->edges, node, ids->at[k]);
-        node = edge->id;
-        if (edge->rank != NF_NO_ID) shorter = edge->rank;
+        node = (uint32_t)nf_merges_edge(merges, node, ids->at[k]) & NF_SYMBOL_MASK;
+        if (node < merges->symbols) shorter = node;
     }
     merges->made[i].length = (uint32_t)ids->size;
     merges->made[i].shorter = shorter;
@@ -214,7 +205,8 @@ static nf_status add_tokens(build *b, nf_merges *merges) {
         if (made) add_way(b, &b->ways, (uint32_t)i, &nodes);
     }
     find_ordered(merges, s->pieces.count);
-    NF_TRY(copy_edges(&merges->edges, &b->ways, nodes - symbol_count(b->t)));
+    NF_TRY(nf_merges_set_edges(merges, &b->ways, (uint32_t)symbol_count(b->t), nodes - (uint32_t)symbol_count(b->t)));
+    if (s->model == NF_TOKENS_BYTES) NF_TRY(nf_merges_set_begins(merges, s->byte_ids));
     for (int64_t i = 0; i < s->pieces.count; i++) {
         NF_TRY(split_made(b, merges, i, &made));
         if (made) measure(b, merges, (uint32_t)i);

@@ -3,18 +3,24 @@
 
 #include "buffer.h"
 
-nf_status nf_cache_new_words(nf_cache *cache) {
-    cache->buckets = nf_table_new((int64_t)sizeof *cache->buckets << NF_CACHE_BITS);
-    cache->arena = nf_large_new(NF_CACHE_ARENA);
-    cache->epoch = 1;
-    cache->used = 0;
-    if (!cache->buckets || !cache->arena) return nf_fail(NF_ERR_MEMORY, "no memory for a cache of words");
-    return NF_OK;
-}
+#define BUSY UINT64_MAX
 
-void nf_cache_free_words(nf_cache *cache) {
+static void cache_free(nf_cache *cache) {
+    if (!cache) return;
     free(cache->buckets);
     free(cache->arena);
+    free(cache);
+}
+
+/* NULL: no memory. Of the arena only what is written takes memory. */
+static nf_cache *cache_new(int bits) {
+    nf_cache *cache = calloc(1, sizeof *cache);
+    if (!cache) return NULL;
+    const int64_t bytes = (int64_t)sizeof *cache->buckets << bits;
+    *cache = (nf_cache){nf_table_new(bytes), ((uint64_t)1 << bits) - 1, malloc((size_t)bytes), 0, bits, 1};
+    if (cache->buckets && cache->arena) return cache;
+    cache_free(cache);
+    return NULL;
 }
 
 static uint64_t hash_long(const uint8_t *p, int64_t size) {
@@ -35,63 +41,132 @@ nf_word_key nf_cache_long_key(const uint8_t *p, int64_t size) {
     return (nf_word_key){hash_long(p, size), (uint64_t)(NF_CACHE_BYTES + 1) << 56 | (uint64_t)size};
 }
 
-const uint32_t *nf_cache_many(const nf_cache *cache, const nf_cached *slot, const uint8_t *p, int64_t *count) {
-    const nf_word_key key = {slot->low, slot->high};
-    if (slot->ids[2] != cache->epoch) return NULL;
-    *count = slot->ids[0] & NF_CACHE_ID_MASK;
-    const uint8_t *ids = cache->arena + slot->ids[1];
-    if (nf_cache_is_long(&key) && memcmp(ids + 4 * *count, p, (size_t)nf_cache_size(&key)) != 0) return NULL;
-    return (const uint32_t *)(const void *)ids;
+static nf_cached *slot_at(const nf_cache *cache, int64_t bucket, int i) {
+    return &cache->buckets[(uint64_t)(bucket + i / 2) & cache->mask][i % 2];
 }
 
-/* Room for `bytes` in the arena. */
-static uint32_t take(nf_cache *cache, uint32_t bytes) {
-    if (cache->used + bytes > NF_CACHE_ARENA) {
-        cache->used = 0;
-        cache->epoch++;
+const nf_cached *nf_cache_find_behind(const nf_cache *cache, const nf_cached *bucket, const nf_word_key *key) {
+    const int64_t first = (bucket - cache->buckets[0]) / 2;
+    for (int i = 2; i < 2 * NF_CACHE_REACH; i++) {
+        const nf_cached *slot = slot_at(cache, first, i);
+        if (!nf_cache_differs(slot, key->low, key->high)) return slot;
+        if (__atomic_load_n(&slot->high, __ATOMIC_RELAXED) == 0) return NULL;
     }
-    cache->used += bytes;
-    return cache->used - bytes;
+    return NULL;
 }
 
-/* The buckets side by side are a pair: the second of two lines often comes along with the first. */
-static nf_cached *other_bucket(const nf_cache *cache, const nf_cached *bucket) {
-    return cache->buckets[(bucket - cache->buckets[0]) / 2 ^ 1];
+/* A slot for a word, which nobody else writes to now; NULL: it is there already (*room is 1), or there is none. */
+static nf_cached *claim(nf_cache *cache, const nf_word_key *key, int *room) {
+    const int64_t first = (nf_cache_bucket(cache, key) - cache->buckets[0]) / 2;
+    *room = 1;
+    for (int i = 0; i < 2 * NF_CACHE_REACH; i++) {
+        nf_cached *slot = slot_at(cache, first, i);
+        uint64_t free_slot = 0;
+        if (__atomic_compare_exchange_n(&slot->high, &free_slot, BUSY, 0, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE)) return slot;
+        if (!nf_cache_differs(slot, key->low, key->high)) return NULL;
+    }
+    *room = 0;
+    return NULL;
 }
 
-static int holds(const nf_cached *slot, const nf_word_key *key) { return slot->low == key->low && slot->high == key->high; }
-
-const nf_cached *nf_cache_find_other(const nf_cache *cache, const nf_cached *bucket, const nf_word_key *key) {
-    const nf_cached *other = other_bucket(cache, bucket);
-    return holds(&other[0], key) ? &other[0] : holds(&other[1], key) ? &other[1] : NULL;
-}
-
-/* The slot of a word, a free one, or the one whose word has to go. */
-static nf_cached *slot_for(nf_cache *cache, const nf_word_key *key) {
-    nf_cached *first = nf_cache_bucket(cache, key), *other = other_bucket(cache, first);
-    nf_cached *const slots[] = {&first[0], &first[1], &other[0], &other[1]};
-    for (int i = 0; i < 4; i++)
-        if (holds(slots[i], key)) return slots[i];
-    for (int i = 0; i < 4; i++)
-        if (slots[i]->high == 0) return slots[i];
-    first[1] = first[0];
-    return &first[0];
-}
-
-void nf_cache_put(nf_cache *cache, nf_word_key key, const uint8_t *p, const uint32_t *ids, int64_t count) {
-    if (count < 1 || count > NF_CACHE_LONG) return;
+int nf_cache_put(nf_cache *cache, nf_word_key key, const uint8_t *p, const uint32_t *ids, int64_t count) {
+    if (count < 1 || count > NF_CACHE_LONG) return 1;
     const int64_t bytes = nf_cache_is_long(&key) ? nf_cache_size(&key) : 0;
-    nf_cached *slot = slot_for(cache, &key);
-    *slot = (nf_cached){key.low, key.high, {0}};
-    if (count <= NF_CACHE_IDS && bytes == 0) {
-        memcpy(slot->ids, ids, (size_t)count * sizeof *ids);
-        slot->ids[0] |= (uint32_t)count << 24;
-        return;
+    const int many = count > NF_CACHE_IDS || bytes > 0;
+    uint32_t at = 0, kept[NF_CACHE_IDS] = {0};
+    if (many) {
+        const uint32_t size = (uint32_t)(4 * count + (bytes + 3) / 4 * 4);
+        at = __atomic_fetch_add(&cache->used, size, __ATOMIC_RELAXED);
+        if (at + size > sizeof *cache->buckets << cache->bits) {
+            __atomic_fetch_sub(&cache->used, size, __ATOMIC_RELAXED); /* so that it never wraps around */
+            return 0;
+        }
+        memcpy(cache->arena + at, ids, (size_t)count * sizeof *ids);
+        memcpy(cache->arena + at + 4 * count, p, (size_t)bytes);
+        kept[0] = NF_CACHE_MANY << 24 | (uint32_t)count;
+        kept[1] = at;
+    } else {
+        memcpy(kept, ids, (size_t)count * sizeof *ids);
+        kept[0] |= (uint32_t)count << 24;
     }
-    const uint32_t at = take(cache, (uint32_t)(4 * count + (bytes + 3) / 4 * 4));
-    memcpy(cache->arena + at, ids, (size_t)count * sizeof *ids);
-    memcpy(cache->arena + at + 4 * count, p, (size_t)bytes);
-    slot->ids[0] = NF_CACHE_MANY << 24 | (uint32_t)count;
-    slot->ids[1] = at;
-    slot->ids[2] = cache->epoch;
+    int room;
+    nf_cached *slot = claim(cache, &key, &room);
+    if (!slot) return room;
+    for (int i = 0; i < NF_CACHE_IDS; i++) __atomic_store_n(&slot->ids[i], kept[i], __ATOMIC_RELAXED);
+    __atomic_store_n(&slot->low, key.low, __ATOMIC_RELAXED);
+    __atomic_store_n(&slot->high, key.high, __ATOMIC_RELEASE);
+    return 1;
+}
+
+/* -------- the table of the moment -------- */
+
+/* Put into a table what is in another one, to which threads may be adding. */
+static void copy_words(nf_cache *to, const nf_cache *from) {
+    for (uint64_t i = 0; i < 2 * (from->mask + 1); i++) {
+        const nf_cached *slot = &from->buckets[i / 2][i % 2];
+        const uint64_t high = __atomic_load_n(&slot->high, __ATOMIC_ACQUIRE);
+        if (high == 0 || high == BUSY) continue;
+        int64_t count = slot->ids[0] >> 24;
+        uint32_t few[NF_CACHE_IDS];
+        memcpy(few, slot->ids, sizeof few);
+        few[0] &= NF_CACHE_ID_MASK;
+        if (count == NF_CACHE_MANY) count = few[0];
+        const uint32_t *ids = slot->ids[0] >> 24 == NF_CACHE_MANY ? (const void *)(from->arena + few[1]) : few;
+        nf_cache_put(to, (nf_word_key){slot->low, high}, (const uint8_t *)(ids + count), ids, count);
+    }
+}
+
+nf_status nf_known_new(nf_known **out) {
+    nf_known *known = *out = calloc(1, sizeof *known);
+    if (!known) return nf_fail(NF_ERR_MEMORY, "no memory for a table of words");
+    pthread_mutex_init(&known->lock, NULL);
+    return NF_OK;
+}
+
+void nf_known_free(nf_known *known) {
+    if (!known) return;
+    cache_free(known->now);
+    pthread_mutex_destroy(&known->lock);
+    free(known);
+}
+
+nf_status nf_known_take(nf_known *known, nf_cache **held) {
+    pthread_mutex_lock(&known->lock);
+    if (!known->now) known->now = cache_new(NF_CACHE_FIRST_BITS);
+    nf_cache *before = *held;
+    *held = known->now;
+    if (*held) (*held)->holders++;
+    const int last = before && --before->holders == 0;
+    pthread_mutex_unlock(&known->lock);
+    if (last) cache_free(before);
+    return *held ? NF_OK : nf_fail(NF_ERR_MEMORY, "no memory for a table of words");
+}
+
+void nf_known_release(nf_known *known, nf_cache **held) {
+    if (!*held) return;
+    pthread_mutex_lock(&known->lock);
+    const int last = --(*held)->holders == 0;
+    pthread_mutex_unlock(&known->lock);
+    if (last) cache_free(*held);
+    *held = NULL;
+}
+
+nf_status nf_known_replace(nf_known *known, nf_cache **held) {
+    pthread_mutex_lock(&known->lock);
+    const int mine = known->now == *held && !known->replacing;
+    if (mine) known->replacing = 1;
+    pthread_mutex_unlock(&known->lock);
+    if (mine) {
+        const int larger = (*held)->bits < NF_CACHE_LAST_BITS;
+        nf_cache *next = cache_new((*held)->bits + larger); /* without memory for another, the old one stays */
+        if (next && larger) copy_words(next, *held);
+        pthread_mutex_lock(&known->lock);
+        if (next) {
+            known->now->holders--; /* the caller holds it as well */
+            known->now = next;
+        }
+        known->replacing = 0;
+        pthread_mutex_unlock(&known->lock);
+    }
+    return nf_known_take(known, held);
 }

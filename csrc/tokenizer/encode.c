@@ -79,14 +79,24 @@ static int may_keep(const nf_tokenizer *t) {
     return t->spec.model == NF_TOKENS_BYTES || t->spec.byte_ids || !t->marked.loose.size;
 }
 
+/* The table of words is full: go on with another one. The words that wait have their buckets there. */
+static nf_status change_cache(nf_token_worker *w, const nf_tokenizer *t) {
+    NF_TRY(nf_known_replace(t->known, &w->cache));
+    for (unsigned i = w->done; i != w->queued; i++) {
+        nf_waiting *word = &w->queue[i % NF_WAITING];
+        word->bucket = nf_cache_bucket(w->cache, &word->key);
+    }
+    return NF_OK;
+}
+
 /* A longer word, one with many ids, or one that is not in its bucket. */
 static nf_status encode_rare(nf_token_worker *w, const nf_tokenizer *t, const nf_waiting *word, const nf_cached *slot) {
-    if (!slot) slot = nf_cache_find_other(&w->cache, word->bucket, &word->key);
+    if (!slot) slot = nf_cache_find_behind(w->cache, word->bucket, &word->key);
     if (slot) {
         int64_t count = slot->ids[0] >> 24;
         w->after_unknown = 0;
         if (count == NF_CACHE_MANY) {
-            const uint32_t *many = nf_cache_many(&w->cache, slot, word->p, &count);
+            const uint32_t *many = nf_cache_many(w->cache, slot, word->p, &count);
             if (many) return append_ids(w, many, count);
         } else {
             NF_TRY(append_ids(w, slot->ids, count));
@@ -94,10 +104,10 @@ static nf_status encode_rare(nf_token_worker *w, const nf_tokenizer *t, const nf
             return NF_OK;
         }
     }
-    int64_t before = w->ids.size;
+    const int64_t before = w->ids.size;
     NF_TRY(merge_word(w, t, word->p, nf_cache_size(&word->key)));
-    if (may_keep(t)) nf_cache_put(&w->cache, word->key, word->p, w->ids.at + before, w->ids.size - before);
-    return NF_OK;
+    if (!may_keep(t) || nf_cache_put(w->cache, word->key, word->p, w->ids.at + before, w->ids.size - before)) return NF_OK;
+    return change_cache(w, t);
 }
 
 /* Append the ids of `count` words of the queue. */
@@ -107,11 +117,10 @@ static nf_status encode_waiting(nf_token_worker *w, const nf_tokenizer *t, unsig
     for (const unsigned end = w->done + count; w->done != end; w->done++) {
         const nf_waiting *word = &w->queue[w->done % NF_WAITING];
         const nf_cached *slot = word->bucket;
-        const uint64_t low = word->key.low, high = word->key.high;
-        const uint64_t first = (slot[0].low ^ low) | (slot[0].high ^ high),
-                       second = (slot[1].low ^ low) | (slot[1].high ^ high);
+        const uint64_t first = nf_cache_differs(&slot[0], word->key.low, word->key.high),
+                       second = nf_cache_differs(&slot[1], word->key.low, word->key.high);
         slot += first != 0;
-        const uint32_t number = slot->ids[0] >> 24;
+        const uint32_t number = __atomic_load_n(&slot->ids[0], __ATOMIC_RELAXED) >> 24;
         if ((first && second) || number == NF_CACHE_MANY) {
             w->ids.size = out - w->ids.at;
             NF_TRY(encode_rare(w, t, word, first && second ? NULL : slot));
@@ -136,7 +145,7 @@ static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, co
     nf_waiting *word = &w->queue[w->queued++ % NF_WAITING];
     word->p = p;
     word->key = key;
-    word->bucket = nf_cache_bucket(&w->cache, &key);
+    word->bucket = nf_cache_bucket(w->cache, &key);
     __builtin_prefetch(word->bucket);
     return w->queued - w->done == NF_WAITING ? encode_waiting(w, t, NF_WAITING / 2) : NF_OK;
 }
@@ -165,7 +174,8 @@ static nf_status encode_rest(nf_token_worker *w, const nf_tokenizer *t, nf_rule 
 static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p,
                                         const uint8_t *end) {
     while (end - p >= 80) {
-        uint64_t starts = p[*p == ' '] < 0x80 ? nf_word_starts(rule, p) >> 1 : 0;
+        const uint8_t first = p[*p == ' '];
+        uint64_t starts = first < 0x80 || nf_begins_letter(first) ? nf_word_starts(rule, p) >> 1 : 0;
         if (starts == 0) {
             const uint8_t *stop = nf_word_end(rule, p, end);
             NF_TRY(encode_word(w, t, p, stop - p, end - p));

@@ -26,7 +26,7 @@ enum { NF_WAITING = 32 }; /* a power of two */
 
 typedef struct nf_token_worker {
     struct nf_token_worker *next; /* idle ones */
-    nf_cache cache;
+    nf_cache *cache;              /* while it encodes */
     nf_merger merger;
     nf_lattice lattice;
     nf_words ids;                 /* what was encoded */
@@ -55,6 +55,7 @@ struct nf_tokenizer {
     nf_rule rule;         /* the last one, which makes the words */
     int lacks_bytes;      /* some bytes have no id */
     int may_cut;          /* a long text may go through in blocks, see nf_encode_cut */
+    nf_known *known;      /* words that were encoded before */
     pthread_mutex_t lock; /* for what follows */
     nf_token_worker *idle;
     nf_words spare; /* memory of ids that were freed */

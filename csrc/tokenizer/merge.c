@@ -22,11 +22,21 @@ static inline uint32_t symbol_at(const nf_symbols *word, int64_t i) { return wor
 /* The longest token that begins at place i: at least the symbol there. */
 static inline uint32_t longest_at(const nf_merges *merges, const nf_symbols *word, int64_t i) {
     uint32_t node = symbol_at(word, i), found = node;
-    while (++i < word->count) {
-        const nf_pair *edge = nf_pairs_find(&merges->edges, node, symbol_at(word, i));
+    if (++i == word->count) return found;
+    if (word->text) { /* the first two bytes at once */
+        const uint32_t begin = merges->begins[word->text[i - 1] << 8 | word->text[i]];
+        if (begin == NF_NO_ID) return found;
+        node = begin & NF_SYMBOL_MASK;
+        if (node < merges->symbols) found = node;
+        if (!(begin & NF_BEGIN_ON)) return found;
+        i++;
+    }
+    for (; i < word->count; i++) {
+        const uint64_t edge = nf_merges_edge(merges, node, symbol_at(word, i));
         if (!edge) break;
-        node = edge->id;
-        if (edge->rank != NF_NO_ID) found = edge->rank;
+        node = (uint32_t)edge & NF_SYMBOL_MASK;
+        if (node < merges->symbols) found = node;
+        if (!(edge & NF_EDGE_ON)) break;
     }
     return found;
 }

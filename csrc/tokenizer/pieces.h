@@ -15,7 +15,8 @@ enum { NF_SYMBOL_BITS = 21, NF_FILTER_BITS = 20 };
 typedef struct nf_pieces {
     const uint8_t *at;
     const int64_t *ends;
-    uint64_t *slots; /* upper bits of the hash << 21 | id; all ones: free */
+    uint64_t *slots;  /* upper bits of the hash << 21 | id; all ones: free */
+    uint64_t *filter; /* a bit for each hash; most words that are no piece are told so without a look at the slots */
     uint64_t mask;
     int64_t longest; /* bytes of the longest piece */
 } nf_pieces;
@@ -74,8 +75,13 @@ typedef struct nf_merges {
     uint64_t *slots;  /* left << 42 | right << 21 | made; all ones: free */
     uint64_t *filter; /* a bit for each hash; most pairs have none, and are told so without a look at the slots */
     nf_made *made;    /* by symbol */
-    nf_pairs edges;   /* trie of what merging can make, over first symbols: left node, right symbol, id child, rank the token
-                         that ends there, or NF_NO_ID. The node of a first symbol is the symbol; others come behind these */
+    uint64_t
+        *edges; /* trie of what merging can make, over first symbols: leads on << 63 | node << 42 | symbol << 21 | child. The
+                         node of a token is the token; those of other beginnings come behind the symbols */
+    uint64_t edge_mask;
+    uint32_t *begins; /* where the first symbols are bytes: the child of byte << 8 | byte, as in an edge; NF_NO_ID: none */
+    uint32_t symbols;
+    int edge_shift;
     uint64_t mask;
     int shift;
 } nf_merges;
@@ -84,6 +90,25 @@ typedef struct nf_merges {
 nf_status nf_merges_new(nf_merges *out, int64_t count, int64_t symbols);
 void nf_merges_free(nf_merges *merges);
 void nf_merges_add(nf_merges *merges, nf_pair pair);
+
+#define NF_EDGE_ON ((uint64_t)1 << 63)  /* the child has edges itself */
+#define NF_BEGIN_ON ((uint32_t)1 << 31) /* the same in begins */
+#define NF_SYMBOL_MASK ((1u << NF_SYMBOL_BITS) - 1)
+
+/* The edge from a node, or 0. */
+static inline uint64_t nf_merges_edge(const nf_merges *merges, uint32_t node, uint32_t symbol) {
+    const uint64_t key = (uint64_t)node << NF_SYMBOL_BITS | symbol;
+    for (uint64_t i = key * 0x9E3779B97F4A7C15u >> merges->edge_shift;; i++) {
+        const uint64_t edge = merges->edges[i & merges->edge_mask];
+        if ((edge & ~NF_EDGE_ON) >> NF_SYMBOL_BITS == key || edge == 0) return edge;
+    }
+}
+
+/* Make the edges of a trie: left node, right symbol, id child, rank the token that ends there, or NF_NO_ID. The node of a first symbol
+   is the symbol; `nodes` others come behind them. */
+nf_status nf_merges_set_edges(nf_merges *merges, const nf_pairs *trie, uint32_t symbols, uint32_t nodes);
+/* Make `begins`, where first symbols are the ids of the 256 bytes. */
+nf_status nf_merges_set_begins(nf_merges *merges, const int32_t *byte_ids);
 
 /* What two symbols are joined to, or NF_NO_ID. */
 static inline uint32_t nf_merges_find(const nf_merges *merges, uint32_t left, uint32_t right) {

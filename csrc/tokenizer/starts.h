@@ -48,6 +48,27 @@ static inline uint64_t nf_bytes_beyond_ascii(const uint8_t *p) {
 #endif
 }
 
+/* Whether a byte begins a character that nf_letters_beyond may know. */
+static inline int nf_begins_letter(uint8_t c) {
+    return (c >= 0xC3 && c <= 0xCA) || c == 0xD0 || c == 0xD1 || c == 0xD3 || c == 0xE1;
+}
+
+/* The bytes of letters beyond ASCII, of the alphabets that have hardly anything else: U+00C0 to U+02BF but for the two signs U+00D7
+   and U+00F7, U+0400 to U+047F, U+04C0 to U+04FF, and U+1E00 to U+1EFF. */
+static inline uint64_t nf_letters_beyond(const uint8_t *p) {
+#ifdef __SSE2__
+    const uint64_t more = nf_bytes_among(p, 0, 0x80, 64), latin = nf_bytes_among(p, 0, 0xC3, 8);
+    const uint64_t cyrillic = nf_bytes_among(p, 0, 0xD0, 2) | nf_bytes_among(p, 0, 0xD3, 1);
+    const uint64_t signs = nf_bytes_among(p, 0, 0xC3, 1) & nf_bytes_among(p, 0x20, 0xB7, 1) >> 1;
+    const uint64_t three = nf_bytes_among(p, 0, 0xE1, 1) & nf_bytes_among(p, 0, 0xB8, 4) >> 1 & more >> 2;
+    const uint64_t two = (((latin & ~signs) | cyrillic) & more >> 1) | three;
+    return two | two << 1 | three << 2;
+#else
+    (void)p;
+    return 0;
+#endif
+}
+
 /* The classes of 64 characters, as bits. */
 typedef struct nf_classes {
     uint64_t letters, digits, space, breaks, tabs, signs, beyond; /* tabs: other white space; signs: all other ASCII */
@@ -55,7 +76,13 @@ typedef struct nf_classes {
 
 static inline nf_classes nf_classes_at(const uint8_t *p) {
     nf_classes c = {0};
-    c.letters = nf_bytes_among(p, 0x20, 'a', 26) & ~(c.beyond = nf_bytes_beyond_ascii(p));
+    c.beyond = nf_bytes_beyond_ascii(p);
+    c.letters = nf_bytes_among(p, 0x20, 'a', 26) & ~c.beyond;
+    if (c.beyond) {
+        const uint64_t more = nf_letters_beyond(p);
+        c.letters |= more;
+        c.beyond &= ~more;
+    }
     c.digits = nf_bytes_among(p, 0, '0', 10);
     c.space = nf_bytes_among(p, 0, ' ', 1);
     c.breaks = nf_bytes_among(p, 0, '\n', 1) | nf_bytes_among(p, 0, '\r', 1);

@@ -115,7 +115,8 @@ nf_status nf_tokenizer_new(nf_tokenizer **out, const nf_token_spec *spec) {
     if (!t) return nf_fail(NF_ERR_MEMORY, "no memory for a tokenizer");
     t->spec = *spec;
     pthread_mutex_init(&t->lock, NULL);
-    nf_status status = make(t);
+    nf_status status = nf_known_new(&t->known);
+    if (status == NF_OK) status = make(t);
     if (status != NF_OK)
         nf_tokenizer_free(t);
     else
@@ -124,7 +125,6 @@ nf_status nf_tokenizer_new(nf_tokenizer **out, const nf_token_spec *spec) {
 }
 
 void nf_token_worker_free(nf_token_worker *w) {
-    nf_cache_free_words(&w->cache);
     nf_merger_free(&w->merger);
     nf_bytes_free(&w->lattice.nodes);
     nf_words_free(&w->ids);
@@ -141,6 +141,7 @@ void nf_tokenizer_free(nf_tokenizer *t) {
         next = w->next;
         nf_token_worker_free(w);
     }
+    nf_known_free(t->known);
     nf_words_free(&t->spare);
     nf_pieces_free(&t->whole);
     nf_merges_free(&t->merges);
