@@ -61,8 +61,9 @@ static nf_cached *claim(nf_cache *cache, const nf_word_key *key, int *room) {
     *room = 1;
     for (int i = 0; i < 2 * NF_CACHE_REACH; i++) {
         nf_cached *slot = slot_at(cache, first, i);
-        uint64_t free_slot = 0;
-        if (__atomic_compare_exchange_n(&slot->high, &free_slot, BUSY, 0, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE)) return slot;
+        uint64_t high = __atomic_load_n(&slot->high, __ATOMIC_RELAXED);
+        if (high == 0 && __atomic_compare_exchange_n(&slot->high, &high, BUSY, 0, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE))
+            return slot;
         if (!nf_cache_differs(slot, key->low, key->high)) return NULL;
     }
     *room = 0;
