@@ -18,6 +18,7 @@
 #define NF_FORM static inline __attribute__((always_inline)) NF_TARGET
 
 enum { NF_NAME(ELEMENTS) = 4 / NF_SIZE, NF_NAME(W_SIZE) = NF_INT8 ? 1 : 2, NF_NAME(COLUMNS) = 2 * NF_W };
+enum { NF_NAME(UNROLL) = NF_W == 16 ? UNITS_PER_LINE : 1 }; /* units; other families lack the registers */
 
 /* -------- activations -------- */
 
@@ -101,8 +102,11 @@ static NF_TARGET void NF_NAME(panel_of_rows)(vi *panel, const char *w, int64_t a
         for (int64_t at = 0; at < n; at += step) {
             vi r[NF_W], *to = panel + at / NF_NAME(ELEMENTS) * 2 + half;
             const char *from = w + NF_W * half * apart + at * NF_NAME(W_SIZE);
-            for (int c = 0; c < NF_W; c++)
-                r[c] = NF_W * half + c < cols ? NF_UNITS(from + c * apart, (n - at) * NF_NAME(W_SIZE)) : splat(0);
+            if (cols == NF_NAME(COLUMNS) && n - at >= step)
+                for (int c = 0; c < NF_W; c++) r[c] = NF_UNITS(from + c * apart, step * NF_NAME(W_SIZE));
+            else
+                for (int c = 0; c < NF_W; c++)
+                    r[c] = NF_W * half + c < cols ? NF_UNITS(from + c * apart, (n - at) * NF_NAME(W_SIZE)) : splat(0);
             transpose(r);
             for (int u = 0; u < NF_W; u++) to[2 * u] = r[u];
         }
@@ -123,9 +127,8 @@ NF_FORM vi NF_NAME(unit_of)(const char *row, int64_t u) {
     return splat(unit);
 }
 
-/* y = sums + what is added, for `rows` rows. */
-NF_FORM void NF_NAME(put_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
-    const nf_addend *add = &t->add;
+/* sums += the low-rank product, for `rows` rows. */
+NF_FORM void NF_NAME(add_low_rank)(const nf_addend *add, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
     for (int64_t k = 0; k < add->r; k++) {
         const float *u = add->u + row * add->ldu + k, *v = add->v + k * NF_NAME(COLUMNS);
         vf left = floats_at(v, NF_W), right = floats_at(v + NF_W, NF_W);
@@ -135,36 +138,87 @@ NF_FORM void NF_NAME(put_rows)(const tile *t, int64_t row, const int rows, vf su
             sums[r][1] += u[r * add->ldu] * right;
         }
     }
+}
+
+/* y = sums + the other parts of what is added, for `rows` rows.  A loop over the halves that is not unrolled, here or below,
+   would keep all sums in memory. */
+NF_FORM void NF_NAME(put_whole_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
+    const nf_addend *add = &t->add;
+    float *y = t->y + row * t->ldy;
+    const float *start = add->start + row * add->ld;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        vf bias = add->bias ? floats_at(add->bias + NF_W * half, NF_W) : (vf)splat(0);
+        if (add->start)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) sums[r][half] += bias + floats_at(start + r * add->ld + NF_W * half, NF_W);
+        else if (add->bias)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) sums[r][half] += bias;
+        if (t->past)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) put_past(y + r * t->ldy + NF_W * half, sums[r][half]);
+        else
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) put_floats(y + r * t->ldy + NF_W * half, sums[r][half], NF_W);
+    }
+}
+
+/* The same for a panel with fewer columns, out of line. */
+static NF_TARGET __attribute__((noinline)) void NF_NAME(put_part_of_rows)(const tile *t, int64_t row, int rows,
+                                                                          const vf sums[NF_ROWS][2]) {
+    const nf_addend *add = &t->add;
     for (int half = 0; half < 2; half++) {
         const int64_t at = NF_W * half, some = t->cols - at;
         vf bias = add->bias ? floats_at(add->bias + at, some) : (vf)splat(0);
-#pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             vf value = sums[r][half] + bias;
             if (add->start) value += floats_at(add->start + (row + r) * add->ld + at, some);
-            if (t->past)
-                put_past(t->y + (row + r) * t->ldy + at, value);
-            else
-                put_floats(t->y + (row + r) * t->ldy + at, value, some);
+            put_floats(t->y + (row + r) * t->ldy + at, value, some);
         }
     }
 }
 
+NF_FORM void NF_NAME(put_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
+    NF_NAME(add_low_rank)(&t->add, row, rows, sums);
+    if (t->cols == NF_NAME(COLUMNS)) {
+        NF_NAME(put_whole_rows)(t, row, rows, sums);
+        return;
+    }
+    vf kept[NF_ROWS][2]; /* the sums themselves would have to lie in memory, else */
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) kept[r][0] = sums[r][0], kept[r][1] = sums[r][1];
+    NF_NAME(put_part_of_rows)(t, row, rows, kept);
+}
+
 #ifndef NF_SUMS
 #define NF_SUMS NF_NAME(sums)
+/* One unit of each row, with the rows' addresses from every third one: more would not fit into registers. */
+NF_FORM void NF_NAME(add_unit)(const char *const row[4], int64_t apart, const vi *panel, int64_t u, const int rows,
+                               vi sums[NF_ROWS][2]) {
+    vi left = panel[2 * u], right = panel[2 * u + 1];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        vi x = NF_NAME(unit_of)(row[r / 3] + r % 3 * apart, u);
+        NF_ADD(&sums[r][0], x, left);
+        NF_ADD(&sums[r][1], x, right);
+    }
+}
+
 /* What comes next is asked for line by line, so that the sums never wait for memory. */
 NF_FORM void NF_NAME(sums)(const tile *t, const char *const *a, vi sums[NF_ROWS][2], const int rows, request next) {
+    const int64_t apart = t->a_stride, units = t->units;
+    const char *row[4] = {a[0], a[0] + 3 * apart, a[0] + 6 * apart, a[0] + 9 * apart};
     const vi *panel = t->panel;
-    for (int64_t u = 0; u < t->units; u++) {
-        vi left = panel[2 * u], right = panel[2 * u + 1];
+    int64_t u = 0;
+    for (; u + NF_NAME(UNROLL) <= units; u += NF_NAME(UNROLL)) {
         if (u % UNITS_PER_LINE == 0 && next.left > 0) ask(&next);
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
-            vi x = NF_NAME(unit_of)(a[r], u);
-            NF_ADD(&sums[r][0], x, left);
-            NF_ADD(&sums[r][1], x, right);
-        }
+#pragma GCC unroll 4
+        for (int i = 0; i < (rows + 2) / 3; i++) __asm__("" : "+r"(row[i])); /* else there is an address for each row */
+#pragma GCC unroll 4
+        for (int k = 0; k < NF_NAME(UNROLL); k++) NF_NAME(add_unit)(row, apart, panel, u + k, rows, sums);
     }
+    for (; u < units; u++) NF_NAME(add_unit)(row, apart, panel, u, rows, sums);
 }
 #endif
 
@@ -189,6 +243,7 @@ NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, 
     const vf scale[2] = {NF_NAME(column_scale)(t, 0), NF_NAME(column_scale)(t, 1)};
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
         for (int half = 0; half < 2; half++)
             values[r][half] =
                 NF_INT8 ? __builtin_convertvector(sums[r][half], vf) * t->a_scale[row + r] * scale[half] : (vf)sums[r][half];
@@ -198,17 +253,29 @@ NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, 
 /* What the offset of the activations adds to each sum, taken away before it begins. */
 NF_FORM void NF_NAME(take_offset)(const tile *t, vi start[2]) {
     const vi *panel = t->panel;
-    vi sums[2] = {splat(0), splat(0)};
-    for (int64_t u = 0; u < t->units; u++)
-        for (int half = 0; half < 2; half++) NF_ADD(&sums[half], splat(0x01010101), panel[2 * u + half]);
-    for (int half = 0; half < 2; half++) start[half] = sums[half] * -NF_OFFSET;
+    vi sums[8]; /* several, because one would wait for itself */
+    int64_t i = 0;
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; k++) sums[k] = splat(0);
+    for (; i + 8 <= 2 * t->units; i += 8)
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) NF_ADD(&sums[k], splat(0x01010101), panel[i + k]);
+    for (; i < 2 * t->units; i += 2)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) NF_ADD(&sums[k], splat(0x01010101), panel[i + k]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++)
+        start[half] = ((sums[half] + sums[half + 2]) + (sums[half + 4] + sums[half + 6])) * -NF_OFFSET;
 }
 
 static NF_TARGET void NF_NAME(multiply)(const tile *t, int64_t rows) {
+    const int64_t groups = (rows + NF_ROWS - 1) / NF_ROWS, lines = t->next.rows * t->next.lines;
+    request next = {t->next.at, 0, t->next.lines, t->next.apart, 0};
+    int64_t group = 0, asked = 0;
     vi start[2] = {splat(0), splat(0)};
     if (NF_OFFSET) NF_NAME(take_offset)(t, start);
     for (int64_t row = 0; row < rows; row += NF_ROWS) {
-        request next = share_of(&t->next, row / NF_ROWS, (rows + NF_ROWS - 1) / NF_ROWS);
+        next.left = lines * ++group / groups - asked;
 #define NF_CASE(n)                                                                                                             \
     case n:                                                                                                                    \
         NF_NAME(multiply_rows)(t, row, n < NF_ROWS ? n : NF_ROWS, start, next);                                                \
@@ -232,6 +299,8 @@ static NF_TARGET void NF_NAME(multiply)(const tile *t, int64_t rows) {
 #endif
         }
 #undef NF_CASE
+        asked += next.left;
+        go_on(&next);
     }
 }
 

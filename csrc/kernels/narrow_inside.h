@@ -52,16 +52,16 @@ typedef struct request {
     int64_t line, lines, apart, left;
 } request;
 
-static inline request share_of(const source *s, int64_t group, int64_t groups) {
-    int64_t from = s->rows * s->lines * group / groups, to = s->rows * s->lines * (group + 1) / groups;
-    if (from == to) return (request){0};
-    return (request){s->at + from / s->lines * s->apart, from % s->lines, s->lines, s->apart, to - from};
-}
-
 static inline __attribute__((always_inline)) void ask(request *r) {
     __builtin_prefetch(r->row + r->line * LINE, 0, 2);
     r->left--;
     if (++r->line == r->lines) r->line = 0, r->row += r->apart;
+}
+
+/* To behind what was to be asked for. */
+static inline void go_on(request *r) {
+    if (r->left == 0) return;
+    for (r->line += r->left; r->line >= r->lines; r->line -= r->lines) r->row += r->apart;
 }
 
 /* The part of what is added that belongs to columns from `col` on; `memory` takes v as (r, columns). */
