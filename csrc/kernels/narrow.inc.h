@@ -10,6 +10,7 @@
      NF_ADD(sum, x, w)    *sum += the products of NF_W units
      NF_UNITS(row, left)  NF_W units from the `left` bytes at `row` of a weight, 0 behind them
      NF_ACROSS(to, w, apart, rows, cols)  a unit of each column of two vectors of them, from rows that are `apart` bytes apart
+     NF_ACROSS_PAIR(to, other, w, apart)  where it is defined, the same of four whole rows for two panels side by side
      NF_PUT(to, v)        NF_W prepared elements, from float32 for bf16 and from whole numbers for int8
      NF_SUMS              where it is defined, a function in place of the one below that multiplies a group of rows
    The family gives NF_W, the vectors vf and vi of NF_W lanes, floats_at, put_floats, put_past (past the caches) and past_done,
@@ -118,6 +119,16 @@ static NF_TARGET void NF_NAME(panel_of_columns)(vi *panel, const char *w, int64_
     for (int64_t u = 0; u < units; u++, w += NF_NAME(ELEMENTS) * apart)
         NF_ACROSS(panel + 2 * u, w, apart, n - u * NF_NAME(ELEMENTS), cols);
 }
+
+#ifdef NF_ACROSS_PAIR
+/* Two panels from whole cache lines: a panel of bytes alone reads halves of them, and most are gone when the next one comes. */
+static NF_TARGET void NF_NAME(pair_of_columns)(vi *panel, vi *other, const char *w, int64_t apart, int64_t n, int64_t units) {
+    const int64_t cols = NF_NAME(COLUMNS), whole = n / NF_NAME(ELEMENTS);
+    for (int64_t u = 0; u < whole; u++, w += NF_NAME(ELEMENTS) * apart) NF_ACROSS_PAIR(panel + 2 * u, other + 2 * u, w, apart);
+    NF_NAME(panel_of_columns)(panel + 2 * whole, w, apart, n % NF_NAME(ELEMENTS), units - whole, cols);
+    NF_NAME(panel_of_columns)(other + 2 * whole, w + cols, apart, n % NF_NAME(ELEMENTS), units - whole, cols);
+}
+#endif
 
 /* -------- the product of some rows with a panel -------- */
 
@@ -384,6 +395,9 @@ static NF_TARGET void NF_NAME(input)(const nf_narrow *n, float *dx, int64_t lddx
                                      void *scratch) {
     const int64_t COLUMNS = NF_NAME(COLUMNS), size = NF_NAME(W_SIZE), apart = n->ld * size, block = BLOCK / size;
     const int64_t width = o1 - o0;
+#ifdef NF_ACROSS_PAIR
+    int paired = 0; /* the panel was made together with the one before it */
+#endif
     tile t = {.ldy = lddx, .a_stride = nf_narrow_stride(width) * NF_SIZE, .a_scale = a_scale, .panel = scratch};
     for (int64_t i = i0; i < i1; i += COLUMNS) {
         const char *w = (const char *)n->w + o0 * apart + i * size;
@@ -396,7 +410,20 @@ static NF_TARGET void NF_NAME(input)(const nf_narrow *n, float *dx, int64_t lddx
             t.next = (source){0};
             if (!last) t.next = (source){w + (k + block) * apart, min64(block, width - k - block), 1, apart};
             if (last && i + COLUMNS < n->in) t.next = (source){w + COLUMNS * size, min64(block, width), 1, apart};
-            NF_NAME(panel_of_columns)(scratch, w + k * apart, apart, part, t.units, t.cols);
+#ifdef NF_ACROSS_PAIR
+            vi *other = (vi *)scratch + 2 * t.units;
+            const int64_t begins = (int64_t)((uintptr_t)w % LINE);
+            if (paired) {
+                t.panel = other, paired = 0;
+            } else if (width <= block && i1 - i >= 2 * COLUMNS && begins < COLUMNS) {
+                NF_NAME(pair_of_columns)(scratch, other, w, apart, part, t.units);
+                t.panel = scratch, t.next = (source){0}, paired = 1;
+            } else
+#endif
+            {
+                NF_NAME(panel_of_columns)(scratch, w + k * apart, apart, part, t.units, t.cols);
+                t.panel = scratch;
+            }
             NF_NAME(multiply)(&t, rows);
             t.add = (nf_addend){.start = t.y, .ld = lddx};
         }
@@ -429,5 +456,6 @@ static const nf_narrow_form NF_NAME(form) = {
 #undef NF_ADD
 #undef NF_UNITS
 #undef NF_ACROSS
+#undef NF_ACROSS_PAIR
 #undef NF_PUT
 #undef NF_SUMS

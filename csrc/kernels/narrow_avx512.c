@@ -76,6 +76,25 @@ NF_INLINE void quads_across(vi *to, const char *w, int64_t apart, int64_t rows, 
     to[1] = (vi)_mm512_permutex2var_epi16(a, second, b);
 }
 
+NF_INLINE void quads_across_pair(vi *to, vi *other, const char *w, int64_t apart) {
+    __m512i r[4], pairs[4], quads[4], half[4];
+    for (int k = 0; k < 4; k++) r[k] = _mm512_loadu_si512(w + k * apart);
+    for (int k = 0; k < 2; k++) {
+        pairs[2 * k] = _mm512_unpacklo_epi8(r[2 * k], r[2 * k + 1]);
+        pairs[2 * k + 1] = _mm512_unpackhi_epi8(r[2 * k], r[2 * k + 1]);
+    }
+    for (int k = 0; k < 2; k++) { /* four columns of each sixteen */
+        quads[2 * k] = _mm512_unpacklo_epi16(pairs[k], pairs[2 + k]);
+        quads[2 * k + 1] = _mm512_unpackhi_epi16(pairs[k], pairs[2 + k]);
+    }
+    for (int k = 0; k < 2; k++) {
+        half[k] = _mm512_shuffle_i32x4(quads[2 * k], quads[2 * k + 1], 0x44);
+        half[2 + k] = _mm512_shuffle_i32x4(quads[2 * k], quads[2 * k + 1], 0xee);
+    }
+    to[0] = (vi)_mm512_shuffle_i32x4(half[0], half[1], 0x88), to[1] = (vi)_mm512_shuffle_i32x4(half[0], half[1], 0xdd);
+    other[0] = (vi)_mm512_shuffle_i32x4(half[2], half[3], 0x88), other[1] = (vi)_mm512_shuffle_i32x4(half[2], half[3], 0xdd);
+}
+
 /* -------- forms -------- */
 
 /* sum += the products of 16 units.  As instructions, because compilers move the sums about and to memory otherwise. */
@@ -139,6 +158,7 @@ NF_INLINE vi upper_halves(vi x) { return x & (int32_t)0xffff0000; }
 #define NF_ADD add_vnni
 #define NF_UNITS units_at
 #define NF_ACROSS quads_across
+#define NF_ACROSS_PAIR quads_across_pair
 #define NF_PUT put_offset_bytes
 #include "narrow.inc.h"
 
