@@ -223,7 +223,7 @@ NF_FORM void NF_NAME(sums)(const tile *t, const char *const *a, vi sums[NF_ROWS]
     const vi *panel = t->panel;
     int64_t u = 0;
     for (; u + NF_NAME(UNROLL) <= units; u += NF_NAME(UNROLL)) {
-        if (u % UNITS_PER_LINE == 0 && next.left > 0) ask(&next);
+        if (u % UNITS_PER_LINE == 0) ask(&next);
 #pragma GCC unroll 4
         for (int i = 0; i < (rows + 2) / 3; i++) __asm__("" : "+r"(row[i])); /* else there is an address for each row */
 #pragma GCC unroll 4
@@ -245,11 +245,11 @@ NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, 
     for (int r = 0; r < rows; r++) {
         sums[r][0] = offset[0], sums[r][1] = offset[1];
         a[r] = t->a + (row + r) * t->a_stride;
-        for (int half = 0; half < 2; half++) { /* the result goes there, and this is added, when the sums are done */
-            if (!t->past) __builtin_prefetch(t->y + (row + r) * t->ldy + NF_W * half, 0, 3);
-            if (t->add.start) __builtin_prefetch(t->add.start + (row + r) * t->add.ld + NF_W * half, 0, 3);
-        }
     }
+    const float *y = t->y + row * t->ldy, *start = t->add.start + row * t->add.ld;
+    const int64_t two = NF_W > 8, lines = (1 + two) * rows, size = sizeof *y;
+    next.y = (ends){(const char *)y, t->ldy * size, t->past ? 0 : lines, two};
+    next.start = (ends){(const char *)start, t->add.ld * size, t->add.start && start != y ? lines : 0, two};
     NF_SUMS(t, a, sums, rows, next);
     const vf scale[2] = {NF_NAME(column_scale)(t, 0), NF_NAME(column_scale)(t, 1)};
 #pragma GCC unroll 12
@@ -281,7 +281,7 @@ NF_FORM void NF_NAME(take_offset)(const tile *t, vi start[2]) {
 
 static NF_TARGET void NF_NAME(multiply)(const tile *t, int64_t rows) {
     const int64_t groups = (rows + NF_ROWS - 1) / NF_ROWS, lines = t->next.rows * t->next.lines;
-    request next = {t->next.at, 0, t->next.lines, t->next.apart, 0};
+    request next = {.row = t->next.at, .lines = t->next.lines, .apart = t->next.apart};
     int64_t group = 0, asked = 0;
     vi start[2] = {splat(0), splat(0)};
     if (NF_OFFSET) NF_NAME(take_offset)(t, start);
