@@ -156,16 +156,16 @@ NF_FORM void NF_NAME(add_low_rank)(const nf_addend *add, int64_t row, const int 
 NF_FORM void NF_NAME(put_whole_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
     const nf_addend *add = &t->add;
     float *y = t->y + row * t->ldy;
-    const float *start = add->start + row * add->ld;
+    const float *start = add->start ? add->start + row * add->ld : NULL;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
         vf bias = add->bias ? floats_at(add->bias + NF_W * half, NF_W) : (vf)splat(0);
-        if (add->start)
-#pragma GCC unroll 12
-            for (int r = 0; r < rows; r++) sums[r][half] += bias + floats_at(start + r * add->ld + NF_W * half, NF_W);
-        else if (add->bias)
+        if (add->bias)
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) sums[r][half] += bias;
+        if (start)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) sums[r][half] += floats_at(start + r * add->ld + NF_W * half, NF_W);
         if (t->past)
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) put_past(y + r * t->ldy + NF_W * half, sums[r][half]);
@@ -246,10 +246,10 @@ NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, 
         sums[r][0] = offset[0], sums[r][1] = offset[1];
         a[r] = t->a + (row + r) * t->a_stride;
     }
-    const float *y = t->y + row * t->ldy, *start = t->add.start + row * t->add.ld;
+    const float *y = t->y + row * t->ldy, *start = t->add.start ? t->add.start + row * t->add.ld : NULL;
     const int64_t two = NF_W > 8, lines = (1 + two) * rows, size = sizeof *y;
     next.y = (ends){(const char *)y, t->ldy * size, t->past ? 0 : lines, two};
-    next.start = (ends){(const char *)start, t->add.ld * size, t->add.start && start != y ? lines : 0, two};
+    next.start = (ends){(const char *)start, t->add.ld * size, start && start != y ? lines : 0, two};
     NF_SUMS(t, a, sums, rows, next);
     const vf scale[2] = {NF_NAME(column_scale)(t, 0), NF_NAME(column_scale)(t, 1)};
 #pragma GCC unroll 12
