@@ -10,6 +10,7 @@
      NF_ADD(sum, x, w)    *sum += the products of NF_W units
      NF_UNITS(row, left)  NF_W units from the `left` bytes at `row` of a weight, 0 behind them
      NF_ACROSS(to, w, apart, rows, cols)  a unit of each column of two vectors of them, from rows that are `apart` bytes apart
+     NF_ACROSS_PAIR(to, other, w, apart)  where it is defined, the same of four whole rows for two panels side by side
      NF_PUT(to, v)        NF_W prepared elements, from float32 for bf16 and from whole numbers for int8
      NF_SUMS              where it is defined, a function in place of the one below that multiplies a group of rows
    The family gives NF_W, the vectors vf and vi of NF_W lanes, floats_at, put_floats, put_past (past the caches) and past_done,
@@ -18,6 +19,7 @@
 #define NF_FORM static inline __attribute__((always_inline)) NF_TARGET
 
 enum { NF_NAME(ELEMENTS) = 4 / NF_SIZE, NF_NAME(W_SIZE) = NF_INT8 ? 1 : 2, NF_NAME(COLUMNS) = 2 * NF_W };
+enum { NF_NAME(UNROLL) = NF_W == 16 ? UNITS_PER_LINE : 1 }; /* units; other families lack the registers */
 
 /* -------- activations -------- */
 
@@ -101,8 +103,11 @@ static NF_TARGET void NF_NAME(panel_of_rows)(vi *panel, const char *w, int64_t a
         for (int64_t at = 0; at < n; at += step) {
             vi r[NF_W], *to = panel + at / NF_NAME(ELEMENTS) * 2 + half;
             const char *from = w + NF_W * half * apart + at * NF_NAME(W_SIZE);
-            for (int c = 0; c < NF_W; c++)
-                r[c] = NF_W * half + c < cols ? NF_UNITS(from + c * apart, (n - at) * NF_NAME(W_SIZE)) : splat(0);
+            if (cols == NF_NAME(COLUMNS) && n - at >= step)
+                for (int c = 0; c < NF_W; c++) r[c] = NF_UNITS(from + c * apart, step * NF_NAME(W_SIZE));
+            else
+                for (int c = 0; c < NF_W; c++)
+                    r[c] = NF_W * half + c < cols ? NF_UNITS(from + c * apart, (n - at) * NF_NAME(W_SIZE)) : splat(0);
             transpose(r);
             for (int u = 0; u < NF_W; u++) to[2 * u] = r[u];
         }
@@ -115,6 +120,16 @@ static NF_TARGET void NF_NAME(panel_of_columns)(vi *panel, const char *w, int64_
         NF_ACROSS(panel + 2 * u, w, apart, n - u * NF_NAME(ELEMENTS), cols);
 }
 
+#ifdef NF_ACROSS_PAIR
+/* Two panels from whole cache lines: a panel of bytes alone reads halves of them, and most are gone when the next one comes. */
+static NF_TARGET void NF_NAME(pair_of_columns)(vi *panel, vi *other, const char *w, int64_t apart, int64_t n, int64_t units) {
+    const int64_t cols = NF_NAME(COLUMNS), whole = n / NF_NAME(ELEMENTS);
+    for (int64_t u = 0; u < whole; u++, w += NF_NAME(ELEMENTS) * apart) NF_ACROSS_PAIR(panel + 2 * u, other + 2 * u, w, apart);
+    NF_NAME(panel_of_columns)(panel + 2 * whole, w, apart, n % NF_NAME(ELEMENTS), units - whole, cols);
+    NF_NAME(panel_of_columns)(other + 2 * whole, w + cols, apart, n % NF_NAME(ELEMENTS), units - whole, cols);
+}
+#endif
+
 /* -------- the product of some rows with a panel -------- */
 
 NF_FORM vi NF_NAME(unit_of)(const char *row, int64_t u) {
@@ -123,9 +138,8 @@ NF_FORM vi NF_NAME(unit_of)(const char *row, int64_t u) {
     return splat(unit);
 }
 
-/* y = sums + what is added, for `rows` rows. */
-NF_FORM void NF_NAME(put_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
-    const nf_addend *add = &t->add;
+/* sums += the low-rank product, for `rows` rows. */
+NF_FORM void NF_NAME(add_low_rank)(const nf_addend *add, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
     for (int64_t k = 0; k < add->r; k++) {
         const float *u = add->u + row * add->ldu + k, *v = add->v + k * NF_NAME(COLUMNS);
         vf left = floats_at(v, NF_W), right = floats_at(v + NF_W, NF_W);
@@ -135,36 +149,87 @@ NF_FORM void NF_NAME(put_rows)(const tile *t, int64_t row, const int rows, vf su
             sums[r][1] += u[r * add->ldu] * right;
         }
     }
+}
+
+/* y = sums + the other parts of what is added, for `rows` rows.  A loop over the halves that is not unrolled, here or below,
+   would keep all sums in memory. */
+NF_FORM void NF_NAME(put_whole_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
+    const nf_addend *add = &t->add;
+    float *y = t->y + row * t->ldy;
+    const float *start = add->start ? add->start + row * add->ld : NULL;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        vf bias = add->bias ? floats_at(add->bias + NF_W * half, NF_W) : (vf)splat(0);
+        if (add->bias)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) sums[r][half] += bias;
+        if (start)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) sums[r][half] += floats_at(start + r * add->ld + NF_W * half, NF_W);
+        if (t->past)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) put_past(y + r * t->ldy + NF_W * half, sums[r][half]);
+        else
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) put_floats(y + r * t->ldy + NF_W * half, sums[r][half], NF_W);
+    }
+}
+
+/* The same for a panel with fewer columns, out of line. */
+static NF_TARGET __attribute__((noinline)) void NF_NAME(put_part_of_rows)(const tile *t, int64_t row, int rows,
+                                                                          const vf sums[NF_ROWS][2]) {
+    const nf_addend *add = &t->add;
     for (int half = 0; half < 2; half++) {
         const int64_t at = NF_W * half, some = t->cols - at;
         vf bias = add->bias ? floats_at(add->bias + at, some) : (vf)splat(0);
-#pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             vf value = sums[r][half] + bias;
             if (add->start) value += floats_at(add->start + (row + r) * add->ld + at, some);
-            if (t->past)
-                put_past(t->y + (row + r) * t->ldy + at, value);
-            else
-                put_floats(t->y + (row + r) * t->ldy + at, value, some);
+            put_floats(t->y + (row + r) * t->ldy + at, value, some);
         }
     }
 }
 
+NF_FORM void NF_NAME(put_rows)(const tile *t, int64_t row, const int rows, vf sums[NF_ROWS][2]) {
+    NF_NAME(add_low_rank)(&t->add, row, rows, sums);
+    if (t->cols == NF_NAME(COLUMNS)) {
+        NF_NAME(put_whole_rows)(t, row, rows, sums);
+        return;
+    }
+    vf kept[NF_ROWS][2]; /* the sums themselves would have to lie in memory, else */
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) kept[r][0] = sums[r][0], kept[r][1] = sums[r][1];
+    NF_NAME(put_part_of_rows)(t, row, rows, kept);
+}
+
 #ifndef NF_SUMS
 #define NF_SUMS NF_NAME(sums)
+/* One unit of each row, with the rows' addresses from every third one: more would not fit into registers. */
+NF_FORM void NF_NAME(add_unit)(const char *const row[4], int64_t apart, const vi *panel, int64_t u, const int rows,
+                               vi sums[NF_ROWS][2]) {
+    vi left = panel[2 * u], right = panel[2 * u + 1];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        vi x = NF_NAME(unit_of)(row[r / 3] + r % 3 * apart, u);
+        NF_ADD(&sums[r][0], x, left);
+        NF_ADD(&sums[r][1], x, right);
+    }
+}
+
 /* What comes next is asked for line by line, so that the sums never wait for memory. */
 NF_FORM void NF_NAME(sums)(const tile *t, const char *const *a, vi sums[NF_ROWS][2], const int rows, request next) {
+    const int64_t apart = t->a_stride, units = t->units;
+    const char *row[4] = {a[0], a[0] + 3 * apart, a[0] + 6 * apart, a[0] + 9 * apart};
     const vi *panel = t->panel;
-    for (int64_t u = 0; u < t->units; u++) {
-        vi left = panel[2 * u], right = panel[2 * u + 1];
-        if (u % UNITS_PER_LINE == 0 && next.left > 0) ask(&next);
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
-            vi x = NF_NAME(unit_of)(a[r], u);
-            NF_ADD(&sums[r][0], x, left);
-            NF_ADD(&sums[r][1], x, right);
-        }
+    int64_t u = 0;
+    for (; u + NF_NAME(UNROLL) <= units; u += NF_NAME(UNROLL)) {
+        if (u % UNITS_PER_LINE == 0) ask(&next);
+#pragma GCC unroll 4
+        for (int i = 0; i < (rows + 2) / 3; i++) __asm__("" : "+r"(row[i])); /* else there is an address for each row */
+#pragma GCC unroll 4
+        for (int k = 0; k < NF_NAME(UNROLL); k++) NF_NAME(add_unit)(row, apart, panel, u + k, rows, sums);
     }
+    for (; u < units; u++) NF_NAME(add_unit)(row, apart, panel, u, rows, sums);
 }
 #endif
 
@@ -180,15 +245,16 @@ NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, 
     for (int r = 0; r < rows; r++) {
         sums[r][0] = offset[0], sums[r][1] = offset[1];
         a[r] = t->a + (row + r) * t->a_stride;
-        for (int half = 0; half < 2; half++) { /* the result goes there, and this is added, when the sums are done */
-            if (!t->past) __builtin_prefetch(t->y + (row + r) * t->ldy + NF_W * half, 0, 3);
-            if (t->add.start) __builtin_prefetch(t->add.start + (row + r) * t->add.ld + NF_W * half, 0, 3);
-        }
     }
+    const float *y = t->y + row * t->ldy, *start = t->add.start ? t->add.start + row * t->add.ld : NULL;
+    const int64_t two = NF_W > 8, lines = (1 + two) * rows, size = sizeof *y;
+    next.y = (ends){(const char *)y, t->ldy * size, t->past ? 0 : lines, two};
+    next.start = (ends){(const char *)start, t->add.ld * size, start && start != y ? lines : 0, two};
     NF_SUMS(t, a, sums, rows, next);
     const vf scale[2] = {NF_NAME(column_scale)(t, 0), NF_NAME(column_scale)(t, 1)};
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
         for (int half = 0; half < 2; half++)
             values[r][half] =
                 NF_INT8 ? __builtin_convertvector(sums[r][half], vf) * t->a_scale[row + r] * scale[half] : (vf)sums[r][half];
@@ -198,17 +264,29 @@ NF_FORM void NF_NAME(multiply_rows)(const tile *t, int64_t row, const int rows, 
 /* What the offset of the activations adds to each sum, taken away before it begins. */
 NF_FORM void NF_NAME(take_offset)(const tile *t, vi start[2]) {
     const vi *panel = t->panel;
-    vi sums[2] = {splat(0), splat(0)};
-    for (int64_t u = 0; u < t->units; u++)
-        for (int half = 0; half < 2; half++) NF_ADD(&sums[half], splat(0x01010101), panel[2 * u + half]);
-    for (int half = 0; half < 2; half++) start[half] = sums[half] * -NF_OFFSET;
+    vi sums[8]; /* several, because one would wait for itself */
+    int64_t i = 0;
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; k++) sums[k] = splat(0);
+    for (; i + 8 <= 2 * t->units; i += 8)
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) NF_ADD(&sums[k], splat(0x01010101), panel[i + k]);
+    for (; i < 2 * t->units; i += 2)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) NF_ADD(&sums[k], splat(0x01010101), panel[i + k]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++)
+        start[half] = ((sums[half] + sums[half + 2]) + (sums[half + 4] + sums[half + 6])) * -NF_OFFSET;
 }
 
 static NF_TARGET void NF_NAME(multiply)(const tile *t, int64_t rows) {
+    const int64_t groups = (rows + NF_ROWS - 1) / NF_ROWS, lines = t->next.rows * t->next.lines;
+    request next = {.row = t->next.at, .lines = t->next.lines, .apart = t->next.apart};
+    int64_t group = 0, asked = 0;
     vi start[2] = {splat(0), splat(0)};
     if (NF_OFFSET) NF_NAME(take_offset)(t, start);
     for (int64_t row = 0; row < rows; row += NF_ROWS) {
-        request next = share_of(&t->next, row / NF_ROWS, (rows + NF_ROWS - 1) / NF_ROWS);
+        next.left = lines * ++group / groups - asked;
 #define NF_CASE(n)                                                                                                             \
     case n:                                                                                                                    \
         NF_NAME(multiply_rows)(t, row, n < NF_ROWS ? n : NF_ROWS, start, next);                                                \
@@ -232,6 +310,8 @@ static NF_TARGET void NF_NAME(multiply)(const tile *t, int64_t rows) {
 #endif
         }
 #undef NF_CASE
+        asked += next.left;
+        go_on(&next);
     }
 }
 
@@ -315,6 +395,9 @@ static NF_TARGET void NF_NAME(input)(const nf_narrow *n, float *dx, int64_t lddx
                                      void *scratch) {
     const int64_t COLUMNS = NF_NAME(COLUMNS), size = NF_NAME(W_SIZE), apart = n->ld * size, block = BLOCK / size;
     const int64_t width = o1 - o0;
+#ifdef NF_ACROSS_PAIR
+    int paired = 0; /* the panel was made together with the one before it */
+#endif
     tile t = {.ldy = lddx, .a_stride = nf_narrow_stride(width) * NF_SIZE, .a_scale = a_scale, .panel = scratch};
     for (int64_t i = i0; i < i1; i += COLUMNS) {
         const char *w = (const char *)n->w + o0 * apart + i * size;
@@ -327,7 +410,20 @@ static NF_TARGET void NF_NAME(input)(const nf_narrow *n, float *dx, int64_t lddx
             t.next = (source){0};
             if (!last) t.next = (source){w + (k + block) * apart, min64(block, width - k - block), 1, apart};
             if (last && i + COLUMNS < n->in) t.next = (source){w + COLUMNS * size, min64(block, width), 1, apart};
-            NF_NAME(panel_of_columns)(scratch, w + k * apart, apart, part, t.units, t.cols);
+#ifdef NF_ACROSS_PAIR
+            vi *other = (vi *)scratch + 2 * t.units;
+            const int64_t begins = (int64_t)((uintptr_t)w % LINE);
+            if (paired) {
+                t.panel = other, paired = 0;
+            } else if (width <= block && i1 - i >= 2 * COLUMNS && begins < COLUMNS) {
+                NF_NAME(pair_of_columns)(scratch, other, w, apart, part, t.units);
+                t.panel = scratch, t.next = (source){0}, paired = 1;
+            } else
+#endif
+            {
+                NF_NAME(panel_of_columns)(scratch, w + k * apart, apart, part, t.units, t.cols);
+                t.panel = scratch;
+            }
             NF_NAME(multiply)(&t, rows);
             t.add = (nf_addend){.start = t.y, .ld = lddx};
         }
@@ -360,5 +456,6 @@ static const nf_narrow_form NF_NAME(form) = {
 #undef NF_ADD
 #undef NF_UNITS
 #undef NF_ACROSS
+#undef NF_ACROSS_PAIR
 #undef NF_PUT
 #undef NF_SUMS

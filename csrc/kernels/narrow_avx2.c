@@ -142,7 +142,7 @@ NF_INLINE vi upper_halves(vi x) {
 NF_INLINE void sums_by_halves(const tile *t, const char *const *a, vi sums[6][2], const int rows, request next) {
     const vi *panel = t->panel;
     for (int64_t u = 0, units = t->units; u < units; u++) {
-        if (u % UNITS_PER_LINE == 0 && next.left > 0) ask(&next);
+        if (u % UNITS_PER_LINE == 0) ask(&next);
         for (int half = 0; half < 2; half++) {
             vf left = half_of(panel[2 * u], half), right = half_of(panel[2 * u + 1], half);
 #pragma GCC unroll 6

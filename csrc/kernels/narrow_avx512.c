@@ -62,18 +62,37 @@ NF_INLINE void wide_pairs_across(vi *to, const char *w, int64_t apart, int64_t r
 }
 
 NF_INLINE void quads_across(vi *to, const char *w, int64_t apart, int64_t rows, int64_t cols) {
+    static const uint16_t low[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                     32, 48, 33, 49, 34, 50, 35, 51, 36, 52, 37, 53, 38, 54, 39, 55};
+    const __m512i first = _mm512_loadu_si512(low), second = _mm512_add_epi16(first, _mm512_set1_epi16(8));
     __mmask32 some = halves_left(cols);
     __m256i r[4];
     for (int k = 0; k < 4; k++) r[k] = _mm256_maskz_loadu_epi8(rows > k ? some : 0, w + k * apart);
-    __m256i low01 = _mm256_unpacklo_epi8(r[0], r[1]), high01 = _mm256_unpackhi_epi8(r[0], r[1]);
-    __m256i low23 = _mm256_unpacklo_epi8(r[2], r[3]), high23 = _mm256_unpackhi_epi8(r[2], r[3]);
-    /* each holds four columns in its lower and four in its upper half: 0-3|16-19, 4-7|20-23, 8-11|24-27, 12-15|28-31 */
-    __m256i a = _mm256_unpacklo_epi16(low01, low23), b = _mm256_unpackhi_epi16(low01, low23);
-    __m256i c = _mm256_unpacklo_epi16(high01, high23), d = _mm256_unpackhi_epi16(high01, high23);
-    to[0] = (vi)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(a, b, 0x20)),
-                                   _mm256_permute2x128_si256(c, d, 0x20), 1);
-    to[1] = (vi)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(a, b, 0x31)),
-                                   _mm256_permute2x128_si256(c, d, 0x31), 1);
+    __m512i even = _mm512_inserti64x4(_mm512_castsi256_si512(r[0]), r[2], 1);
+    __m512i odd = _mm512_inserti64x4(_mm512_castsi256_si512(r[1]), r[3], 1);
+    /* pairs of the first two rows in the lower halves, of the others in the upper ones: columns 0-7|16-23, and 8-15|24-31 */
+    __m512i a = _mm512_unpacklo_epi8(even, odd), b = _mm512_unpackhi_epi8(even, odd);
+    to[0] = (vi)_mm512_permutex2var_epi16(a, first, b);
+    to[1] = (vi)_mm512_permutex2var_epi16(a, second, b);
+}
+
+NF_INLINE void quads_across_pair(vi *to, vi *other, const char *w, int64_t apart) {
+    __m512i r[4], pairs[4], quads[4], half[4];
+    for (int k = 0; k < 4; k++) r[k] = _mm512_loadu_si512(w + k * apart);
+    for (int k = 0; k < 2; k++) {
+        pairs[2 * k] = _mm512_unpacklo_epi8(r[2 * k], r[2 * k + 1]);
+        pairs[2 * k + 1] = _mm512_unpackhi_epi8(r[2 * k], r[2 * k + 1]);
+    }
+    for (int k = 0; k < 2; k++) { /* four columns of each sixteen */
+        quads[2 * k] = _mm512_unpacklo_epi16(pairs[k], pairs[2 + k]);
+        quads[2 * k + 1] = _mm512_unpackhi_epi16(pairs[k], pairs[2 + k]);
+    }
+    for (int k = 0; k < 2; k++) {
+        half[k] = _mm512_shuffle_i32x4(quads[2 * k], quads[2 * k + 1], 0x44);
+        half[2 + k] = _mm512_shuffle_i32x4(quads[2 * k], quads[2 * k + 1], 0xee);
+    }
+    to[0] = (vi)_mm512_shuffle_i32x4(half[0], half[1], 0x88), to[1] = (vi)_mm512_shuffle_i32x4(half[0], half[1], 0xdd);
+    other[0] = (vi)_mm512_shuffle_i32x4(half[2], half[3], 0x88), other[1] = (vi)_mm512_shuffle_i32x4(half[2], half[3], 0xdd);
 }
 
 /* -------- forms -------- */
@@ -139,6 +158,7 @@ NF_INLINE vi upper_halves(vi x) { return x & (int32_t)0xffff0000; }
 #define NF_ADD add_vnni
 #define NF_UNITS units_at
 #define NF_ACROSS quads_across
+#define NF_ACROSS_PAIR quads_across_pair
 #define NF_PUT put_offset_bytes
 #include "narrow.inc.h"
 

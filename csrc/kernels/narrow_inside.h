@@ -46,22 +46,41 @@ typedef struct tile {
     source next;
 } tile;
 
+/* Where the sums of a group of rows are written, or what is added to them is read, when they are done: one line or two of
+   each row, from the last one up. */
+typedef struct ends {
+    const char *at;
+    int64_t apart, left, two; /* two: 1 or 0 */
+} ends;
+
 /* Lines that are asked for, one after the other, while a group of rows is multiplied. */
 typedef struct request {
-    const char *row;
+    const char *row; /* of what the next panel is made of */
     int64_t line, lines, apart, left;
+    ends y, start;
 } request;
 
-static inline request share_of(const source *s, int64_t group, int64_t groups) {
-    int64_t from = s->rows * s->lines * group / groups, to = s->rows * s->lines * (group + 1) / groups;
-    if (from == to) return (request){0};
-    return (request){s->at + from / s->lines * s->apart, from % s->lines, s->lines, s->apart, to - from};
+static inline __attribute__((always_inline)) void ask_end(ends *e) {
+    e->left--;
+    __builtin_prefetch(e->at + (e->left >> e->two) * e->apart + (e->left & e->two) * LINE, 0, 3);
 }
 
 static inline __attribute__((always_inline)) void ask(request *r) {
-    __builtin_prefetch(r->row + r->line * LINE, 0, 2);
-    r->left--;
-    if (++r->line == r->lines) r->line = 0, r->row += r->apart;
+    if (r->left > 0) {
+        __builtin_prefetch(r->row + r->line * LINE, 0, 2);
+        r->left--;
+        if (++r->line == r->lines) r->line = 0, r->row += r->apart;
+    }
+    if (r->y.left > 0)
+        ask_end(&r->y);
+    else if (r->start.left > 0)
+        ask_end(&r->start);
+}
+
+/* To behind what was to be asked for. */
+static inline void go_on(request *r) {
+    if (r->left == 0) return;
+    for (r->line += r->left; r->line >= r->lines; r->line -= r->lines) r->row += r->apart;
 }
 
 /* The part of what is added that belongs to columns from `col` on; `memory` takes v as (r, columns). */

@@ -176,7 +176,7 @@ sums_by_matrix(const tile *t, const char *const *a, vi sums[MATRIX_ROWS][2], con
             w[2 * half] = vzip1q_s32(panel[2 * u + half], panel[2 * u + 2 + half]);
             w[2 * half + 1] = vzip2q_s32(panel[2 * u + half], panel[2 * u + 2 + half]);
         }
-        if (u % UNITS_PER_LINE == 0 && next.left > 0) ask(&next);
+        if (u % UNITS_PER_LINE == 0) ask(&next);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r += 2) {
             vi x = two_rows(a[r], a[r + 1 < rows ? r + 1 : r], u);

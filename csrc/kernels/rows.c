@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+enum { ROWS_AHEAD = 24 }; /* how early a row is asked for where few columns of many rows are read */
+
 #define NF_TARGET
 #define NF_NAME(x) x##_base
 #define NF_W 4

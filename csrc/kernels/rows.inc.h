@@ -298,7 +298,7 @@ NF_KERNEL void NF_NAME(low_rank)(float *h, const float *x, int64_t ldx, const fl
         }
 }
 
-/* Blocks of 8 values of r and two vectors of columns. */
+/* Blocks of 8 values of r and two vectors of columns.  Rows lie too far apart for the processor to foresee them. */
 NF_KERNEL void NF_NAME(low_rank_gradient)(float *out, int64_t out_k, int64_t out_c, const float *u, const float *x, int64_t ldx,
                                           int64_t rows, int64_t cols, int64_t r, float scale) {
     for (int64_t c = 0; c < cols; c += 2 * NF_W)
@@ -309,6 +309,7 @@ NF_KERNEL void NF_NAME(low_rank_gradient)(float *out, int64_t out_k, int64_t out
             for (int64_t t = 0; t < rows; t++) {
                 const float *from = x + t * ldx + c;
                 vf left, right = {0};
+                __builtin_prefetch(from + ROWS_AHEAD * ldx, 0, 3), __builtin_prefetch(from + ROWS_AHEAD * ldx + NF_W, 0, 3);
                 if (n == 2 * NF_W) {
                     left = load(from), right = load(from + NF_W);
                 } else {
