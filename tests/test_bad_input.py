@@ -310,7 +310,11 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "row deep": (lambda p: p.train(data=p.file("a.json", "[" * 99999)), DATA, ("a.json", "nested")),
     "row of other keys": (lambda p: p.train(data=p.file("a.jsonl", '{"body": "a"}\n')), DATA, ("a.jsonl:1", "body")),
     "row no object": (lambda p: p.train(data=p.file("a.jsonl", '{"text": "a"}\n[1]\n')), DATA, ("a.jsonl:2", "a list")),
-    "row empty": (lambda p: p.train(data=p.file("a.jsonl", '{"text": "a"}\n{"text": " "}\n')), DATA, ("a.jsonl:2", "empty")),
+    "rows empty": (
+        lambda p: p.train(data=p.file("a.csv", "text,id\n,1\n ,2\n")),
+        DATA,
+        ("a.csv: no row is left", "line 2: text"),
+    ),
     "row text a list": (lambda p: p.train(data=p.file("a.json", '[{"text": ["a"]}]')), DATA, ("a.json row 1", "a list")),
     "role unknown": (
         lambda p: p.train(data=p.file("a.jsonl", '{"messages": [{"role": "owner", "content": "a"}]}')),
@@ -322,7 +326,11 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
         DATA,
         ("a.jsonl:1",),
     ),
-    "messages none": (lambda p: p.train(data=p.file("a.jsonl", '{"messages": []}')), DATA, ("a.jsonl:1", "messages")),
+    "messages none": (
+        lambda p: p.train(data=p.file("a.jsonl", '{"messages": []}')),
+        DATA,
+        ("a.jsonl", "line 1: messages is empty"),
+    ),
     "table with a column too many": (lambda p: p.train(data=p.file("a.csv", "text\na\nb,c\n")), DATA, ("a.csv:3", "2 columns")),
     "table with an open quote": (lambda p: p.train(data=p.file("a.csv", 'text\n"a\nb\n')), DATA, ("a.csv:2",)),
     "pdf of noise": (lambda p: p.train(data=p.file("a.pdf", os.urandom(500))), DATA, ("a.pdf", "PDF")),
@@ -644,6 +652,7 @@ FINE: dict[str, Callable[[Place], list[str]]] = {
     "a list called .jsonl": lambda p: p.train(data=p.file("a.jsonl", '[{"text": "the cat"}, {"text": "the dog"}]')),
     "blank lines and extra keys": lambda p: p.train(data=p.file("a.jsonl", "\n" + ROWS.replace("{", '{"id": 7, ') + "\n\n")),
     "a table with semicolons": lambda p: p.train(data=p.file("a.csv", "prompt;completion\nthe cat;ran\nthe dog;sat\n")),
+    "a table with empty cells": lambda p: p.train(data=p.file("a.csv", "prompt,completion\nthe cat,ran\nthe dog,\n,\n")),
     "a single row": lambda p: p.train(data=p.file("a.jsonl", '{"text": "the cat ran"}')),
     "a folder with other files in it": lambda p: p.train(
         data=[p.file("d/a.txt", "the cat"), p.file("d/b.png", "x"), p.file("d/.c", "y")][0].parent

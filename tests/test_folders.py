@@ -59,6 +59,8 @@ SMALL = {
     "damaged.csv": b"text\n" + "Größe ".encode() * 40 + b"\xff\n",
     "plain.txt": "a\nb\n",
     "void.jsonl": "\n\n",
+    "holes.csv": "question,answer\nq,\n,a\nq,a\n",
+    "holes.jsonl": '{"text": null}\n{"text": "a"}\n{"text": ""}\n',
 }
 
 
