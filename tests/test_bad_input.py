@@ -189,6 +189,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "penalty close to 0": (lambda p: p.generate("--repetition-penalty", "1e-320"), USAGE, ("--repetition-penalty 1e-320",)),
     "max tokens": (lambda p: p.generate("--max-tokens", 0), USAGE, ("--max-tokens 0",)),
     "seed": (lambda p: p.generate("--seed", -1), USAGE, ("--seed -1",)),
+    "compiles none": (lambda p: p.train("--max-compiles", 0), USAGE, ("--max-compiles", "1 or more")),
     "demo steps": (lambda p: ["demo", "--steps", "0"], USAGE, ("--steps 0",)),
     # --- config file
     "config missing": (lambda p: p.train("--config", p.folder / "no.json"), USAGE, ("no.json", "no such file")),

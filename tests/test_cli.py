@@ -272,6 +272,7 @@ def test_ndjson_and_people_at_once(capfd, train):
 def test_options_without_effect_are_named_once(capfd, train):
     _, err = run(capfd, *train("--max-compiles", 5, "--no-ane-extras", "--no-json", "--shuffle", "--quiet"))
     assert [line.split()[1] for line in err.splitlines()] == ["--max-compiles", "--no-ane-extras", "--no-json"]
+    assert "--max-compiles has no effect: only --backend ane compiles" in err
 
 
 def test_held_out_rows(capfd, train, rows, tmp_path):
