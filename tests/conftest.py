@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from simulated_ane import simulator, simulator_path  # noqa: F401
 
 # OpenBLAS reads these when it is loaded. Tests see the kernels that users get, and no hub is asked for anything.
 for _name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
     del os.environ[_name]
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -16,6 +16,7 @@ from test_cpu_engine import TINY
 
 from neuralforge import _core, _core_mil, ane_cost, ane_plan, catalogue, cli
 from neuralforge.ane_programs import Job, banks, build, chunks, procedures
+from neuralforge.backends import ane
 from neuralforge.config import LoraConfig, ModelConfig, tensor_shapes
 from neuralforge.errors import ConfigError, ModelError, OutputError
 from neuralforge.weights import Tensor
@@ -248,6 +249,20 @@ def test_the_command_plans_by_name(capsys, tmp_path, monkeypatch):
     assert cli.main(["plan", "--backend", "ane", "--model", "qwen3-0.6b", "--max-length", "256", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["model"], told["compiles"], told["restarts"]) == ("qwen3-0.6b", 1, 0)
+
+
+@pytest.mark.parametrize(
+    "option, variable, restarts", [("", "", 0), ("", "20", 3), ("77", "", 1), ("39", "7", 1), ("78", "7", 0)]
+)
+def test_the_plan_counts_with_the_compiles_that_a_process_may_make(capsys, tmp_path, monkeypatch, option, variable, restarts):
+    """78 programs where none has several procedures; the option wins over the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(ane.PROCEDURES, "1")
+    monkeypatch.setenv(ane.COMPILES, variable)
+    words = ["--max-compiles", option] if option else []
+    assert cli.main(["plan", "--backend", "ane", "--model", "qwen3-0.6b", "--max-length", "256", "--json", *words]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["compiles"], told["restarts"], told["strategy"]) == (78, restarts, "restarts" if restarts else "programs")
 
 
 def test_the_page_has_the_plans_of_real_models(capsys):

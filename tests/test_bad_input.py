@@ -29,6 +29,7 @@ from neuralforge.cli import main
 from neuralforge.config import TrainConfig
 
 USAGE, MEMORY, DATA, MODEL, TRAINING = 2, 3, 4, 5, 6
+NOISE = np.random.default_rng(0).bytes(4000)
 ROWS = '{"text": "the cat ran to the river"}\n{"text": "one red hen was eating corn"}\n{"text": "the dog and the rain"}\n'
 
 
@@ -189,6 +190,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "penalty close to 0": (lambda p: p.generate("--repetition-penalty", "1e-320"), USAGE, ("--repetition-penalty 1e-320",)),
     "max tokens": (lambda p: p.generate("--max-tokens", 0), USAGE, ("--max-tokens 0",)),
     "seed": (lambda p: p.generate("--seed", -1), USAGE, ("--seed -1",)),
+    "compiles none": (lambda p: p.train("--max-compiles", 0), USAGE, ("--max-compiles", "1 or more")),
     "demo steps": (lambda p: ["demo", "--steps", "0"], USAGE, ("--steps 0",)),
     # --- config file
     "config missing": (lambda p: p.train("--config", p.folder / "no.json"), USAGE, ("no.json", "no such file")),
@@ -205,7 +207,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "model missing": (lambda p: p.train(model=p.folder / "nowhere"), MODEL, ("nowhere", "no such file")),
     "model folder empty": (lambda p: p.train(model=p.empty()), MODEL, ("empty",)),
     "model file empty": (lambda p: p.train(model=p.file("m.bin", "")), MODEL, ("m.bin", "0 bytes")),
-    "model file of noise": (lambda p: p.train(model=p.file("m.bin", os.urandom(999))), MODEL, ("m.bin",)),
+    "model file of noise": (lambda p: p.train(model=p.file("m.bin", NOISE[:999])), MODEL, ("m.bin",)),
     "model file of another kind": (lambda p: p.train(model=p.file("m.gguf", "GGUF")), MODEL, ("m.gguf",)),
     "model a pickle": (lambda p: p.train(model=p.file("m.pt", "PK\x03\x04")), MODEL, ("m.pt", "pickle")),
     "model one tensor file": (lambda p: p.train(model=p.weights), MODEL, ("model.safetensors", "one file of a model")),
@@ -220,7 +222,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "weights cut in the header": (lambda p: p.train(model=p.cut(p.weights, 99).parent), MODEL, ("model.safetensors",)),
     "weights cut at the end": (lambda p: p.train(model=p.cut(p.weights, 60000).parent), MODEL, ("model.safetensors",)),
     "weights of noise": (
-        lambda p: p.train(model=p.file("tiny/model.safetensors", os.urandom(4000)).parent if p.model else None),
+        lambda p: p.train(model=p.file("tiny/model.safetensors", NOISE[:4000]).parent if p.model else None),
         MODEL,
         ("model.safetensors",),
     ),
@@ -271,7 +273,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "tokenizer missing": (lambda p: p.train("--tokenizer", p.folder / "no.bin"), MODEL, ("no.bin", "no such file")),
     "tokenizer not there": (lambda p: [(p.model / "tokenizer.bin").unlink(), p.train()][-1], MODEL, ("tiny", "tokenizer")),
     "tokenizer empty": (lambda p: p.train("--tokenizer", p.file("t.model", "")), MODEL, ("t.model",)),
-    "tokenizer of noise": (lambda p: p.train("--tokenizer", p.file("t.bin", os.urandom(500))), MODEL, ("t.bin",)),
+    "tokenizer of noise": (lambda p: p.train("--tokenizer", p.file("t.bin", NOISE[:500])), MODEL, ("t.bin",)),
     "tokenizer cut off": (
         lambda p: p.train(model=p.cut(p.model / "tokenizer.bin", 700).parent),
         MODEL,
@@ -310,7 +312,11 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
     "row deep": (lambda p: p.train(data=p.file("a.json", "[" * 99999)), DATA, ("a.json", "nested")),
     "row of other keys": (lambda p: p.train(data=p.file("a.jsonl", '{"body": "a"}\n')), DATA, ("a.jsonl:1", "body")),
     "row no object": (lambda p: p.train(data=p.file("a.jsonl", '{"text": "a"}\n[1]\n')), DATA, ("a.jsonl:2", "a list")),
-    "row empty": (lambda p: p.train(data=p.file("a.jsonl", '{"text": "a"}\n{"text": " "}\n')), DATA, ("a.jsonl:2", "empty")),
+    "rows empty": (
+        lambda p: p.train(data=p.file("a.csv", "text,id\n,1\n ,2\n")),
+        DATA,
+        ("a.csv: no row is left", "line 2: text"),
+    ),
     "row text a list": (lambda p: p.train(data=p.file("a.json", '[{"text": ["a"]}]')), DATA, ("a.json row 1", "a list")),
     "role unknown": (
         lambda p: p.train(data=p.file("a.jsonl", '{"messages": [{"role": "owner", "content": "a"}]}')),
@@ -322,10 +328,14 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], int, tuple[str, ...]]] = {
         DATA,
         ("a.jsonl:1",),
     ),
-    "messages none": (lambda p: p.train(data=p.file("a.jsonl", '{"messages": []}')), DATA, ("a.jsonl:1", "messages")),
+    "messages none": (
+        lambda p: p.train(data=p.file("a.jsonl", '{"messages": []}')),
+        DATA,
+        ("a.jsonl", "line 1: messages is empty"),
+    ),
     "table with a column too many": (lambda p: p.train(data=p.file("a.csv", "text\na\nb,c\n")), DATA, ("a.csv:3", "2 columns")),
     "table with an open quote": (lambda p: p.train(data=p.file("a.csv", 'text\n"a\nb\n')), DATA, ("a.csv:2",)),
-    "pdf of noise": (lambda p: p.train(data=p.file("a.pdf", os.urandom(500))), DATA, ("a.pdf", "PDF")),
+    "pdf of noise": (lambda p: p.train(data=p.file("a.pdf", NOISE[:500])), DATA, ("a.pdf", "PDF")),
     "row too long": (
         lambda p: p.train("--max-length", 8, data=p.file("a.jsonl", '{"text": "%s"}\n' % ("cat " * 40) + ROWS)),
         DATA,
@@ -644,6 +654,7 @@ FINE: dict[str, Callable[[Place], list[str]]] = {
     "a list called .jsonl": lambda p: p.train(data=p.file("a.jsonl", '[{"text": "the cat"}, {"text": "the dog"}]')),
     "blank lines and extra keys": lambda p: p.train(data=p.file("a.jsonl", "\n" + ROWS.replace("{", '{"id": 7, ') + "\n\n")),
     "a table with semicolons": lambda p: p.train(data=p.file("a.csv", "prompt;completion\nthe cat;ran\nthe dog;sat\n")),
+    "a table with empty cells": lambda p: p.train(data=p.file("a.csv", "prompt,completion\nthe cat,ran\nthe dog,\n,\n")),
     "a single row": lambda p: p.train(data=p.file("a.jsonl", '{"text": "the cat ran"}')),
     "a folder with other files in it": lambda p: p.train(
         data=[p.file("d/a.txt", "the cat"), p.file("d/b.png", "x"), p.file("d/.c", "y")][0].parent

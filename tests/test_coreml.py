@@ -147,6 +147,59 @@ def test_every_family_runs_as_it_was_trained(tmp_path: Path, name: str) -> None:
     assert gap < 0.02
 
 
+def read_by_coremltools(package: Path) -> dict[str, dict[str, Any]]:
+    """{function: {name: value}} of all constants, decompressed, by the reader of coremltools alone."""
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    model = ct.models.MLModel(str(package), skip_model_load=True)
+    spec = model.get_spec()
+    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir)
+    found: dict[str, dict[str, Any]] = {}
+    for name, function in program.functions.items():
+        constants = found.setdefault(name, {})
+        for op in function.operations:
+            if op.op_type == "const":
+                constants[op.outputs[0].name] = op.outputs[0].val
+            elif op.op_type.startswith("constexpr_"):
+                constants[op.outputs[0].name] = op.materialized_val_inference()
+    return found
+
+
+def check_stored(found: Any, value: Any, quant: str, name: str) -> None:
+    """A weight as it was read is the trained one, within what its form can say."""
+    if value.ndim == 1 or quant == "fp16":
+        np.testing.assert_array_equal(found, value.astype(np.float16), err_msg=name)
+        return
+    error, largest = found.astype(np.float64) - value, np.abs(value).max(1, keepdims=True)
+    if quant == "palettised":
+        step = 16 if len(value) % 16 == 0 else len(value)
+        for at in range(0, len(value), step):  # chosen for these rows, so no worse than evenly spaced ones of as many
+            rows, read = value[at : at + step], found[at : at + step]
+            width = (rows.max() - rows.min()) / 63
+            even = rows.min() + width * np.rint((rows - rows.min()) / width)
+            assert len(set(read.ravel().tolist())) <= 64, name
+            assert np.square(read - rows, dtype=np.float64).sum() <= np.square(even - rows, dtype=np.float64).sum(), (name, at)
+    elif quant == "int8" or not name.startswith("model.layers."):
+        assert (np.abs(error) <= largest * (1 / 254 + 2.0**-10)).all(), name  # half a step; scale and value are float16
+    else:  # the best of a few scales is no worse than the plain one, of which half a step is a 14th of the largest
+        blocks = np.abs(value).reshape(len(value), -1, coreml_weights.BLOCK).max(2)
+        worst = np.sqrt(np.square(error).reshape(*blocks.shape, -1).mean(2))
+        assert (worst <= blocks * (1 / 14 + 2.0**-10)).all(), name
+
+
+@pytest.mark.parametrize("name", f.FAMILIES)
+def test_coremltools_reads_the_weights_back(tmp_path: Path, name: str) -> None:
+    """Every weight of every form, in both functions, beside the trained one."""
+    model = family(name, tmp_path / "model")
+    trained = {n: formats.to_half(t.float32(), model.config, n) for n, t in model.weights.items()}
+    for quant in QUANTS:
+        done = nf.export(model, tmp_path / f"{quant}.mlpackage", format="coreml", quant=quant, verify=False)
+        for function, constants in read_by_coremltools(done.path).items():
+            assert function in ("main", "prompt")
+            for key, value in trained.items():
+                check_stored(np.asarray(constants[key.replace(".", "_")]), value, quant, key)
+
+
 @pytest.mark.parametrize("quant", QUANTS)
 def test_values_beyond_the_squares_of_float16(tmp_path: Path, tiny_llama: Callable[..., Path], quant: str) -> None:
     """A residual stream of thousands, as large models have: its squares are beyond float16, the norm must not be."""

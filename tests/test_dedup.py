@@ -138,15 +138,21 @@ def test_a_crowd_of_forms_against_comparing_every_pair(names: int) -> None:
 
 @pytest.mark.slow
 def test_a_crowd_takes_time_in_line_with_its_rows() -> None:
-    seconds = []
-    for number in (5_000, 20_000):
-        texts, again = forms(number, 300, names=60)
-        data = Dataset.from_list([{"text": t} for t in texts])
-        began = time.process_time()
-        clean = data.dedup()
-        seconds.append(time.process_time() - began)
-        assert {int(source.split()[1]) - 1 for source, _ in clean.skipped} == again
-    assert seconds[1] < 8 * seconds[0]  # four times the rows; comparing every pair takes sixteen times
+    """Four times the rows in less than eight times the time; comparing every pair takes sixteen times. Three attempts."""
+    times = []
+    for _ in range(3):
+        seconds = []
+        for number in (5_000, 20_000):
+            texts, again = forms(number, 300, names=60)
+            data = Dataset.from_list([{"text": t} for t in texts])
+            began = time.process_time()
+            clean = data.dedup()
+            seconds.append(time.process_time() - began)
+            assert {int(source.split()[1]) - 1 for source, _ in clean.skipped} == again
+        if seconds[1] < 8 * seconds[0]:
+            return
+        times.append(seconds)
+    pytest.fail(str(times))
 
 
 def test_signatures_are_those_of_datasketch() -> None:

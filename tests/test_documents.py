@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import write
 
-from neuralforge import read_docx, read_html
+from neuralforge import documents, read_docx, read_html
 from neuralforge.errors import DataError
 from neuralforge.ingest import Dataset
 
@@ -43,7 +43,11 @@ BAD_FILES = [
     ("empty.jsonl", b"\n\n", "empty.jsonl: holds no rows"),
     ("a.jsonl", b'{"text": "a"}\n\n{"text": "b}\n', "a.jsonl:3: column 10: broken JSON"),
     ("keys.jsonl", b'{"text": "a"}\n{"title": "b"}\n', "keys.jsonl:2: cannot tell what to train on; the keys are: title"),
-    ("void.jsonl", b'{"text": "a"}\n{"text": ""}\n', "void.jsonl:2: text is empty"),
+    (
+        "void.jsonl",
+        b'{"text": " "}\n{"text": ""}\n',
+        "void.jsonl: no row is left: line 1: text is empty; line 2: text is empty",
+    ),
     ("number.jsonl", b'{"text": "a"}\n7\n', "number.jsonl:2: expected an object with named values, found int"),
     ("deep.jsonl", b'{"text":' + b"[" * 100_000, "deep.jsonl:1: JSON is nested too deeply"),
     ("digits.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "digits.jsonl:1: JSON value cannot be read"),
@@ -51,12 +55,16 @@ BAD_FILES = [
     ("config.json", b'{"hidden_size": 64}', "config.json row 1: cannot tell what to train on; the keys are: hidden_size"),
     ("list.json", b'[{"text": "a"}, "b"]', "list.json row 2: expected an object"),
     ("none.json", b"[]", "none.json: holds no rows"),
-    ("dict.json", b'{"a": {"text": "x"}, "b": {"text": ""}}', "dict.json key 'b': text is empty"),
+    (
+        "dict.json",
+        b'{"a": {"text": "x"}, "b": {"body": ""}}',
+        "dict.json key 'b': cannot tell what to train on; the keys are: body (empty)",
+    ),
     ("header.csv", b"text\n", "header.csv: holds no rows"),
     ("void.csv", b"", "void.csv: holds no rows"),
     ("keys.csv", b"title,year\na,1\n", "keys.csv:2: cannot tell what to train on; the keys are: title, year"),
     ("wide.csv", b"text\na\nb, c\n", "wide.csv:3: 2 columns, but the header has 1"),
-    ("hole.csv", b'prompt,completion\na,"b\nc"\nd,\n', "hole.csv:4: completion is empty"),
+    ("holes.csv", b"prompt,completion\n" + b"a,\n" * 5, "holes.csv: no row is left: line 2: completion is empty; line 3: "),
     ("quote.csv", b'text\na\n"b\nc\n', "quote.csv:3: broken CSV: unexpected end of data"),
     ("chat.csv", b'messages\n"[{""role"": 3}]"\n', "chat.csv:2: message 0: role 3"),
     ("a.html", b"<script>x</script><style>y</style>", "a.html: holds no text"),
@@ -86,7 +94,33 @@ def test_bad_files_do_not_end_a_folder(tmp_path: Path) -> None:
     reasons = dict(data.skipped)
     assert sorted(reasons) == sorted(name for name, _, _ in BAD_FILES)
     assert reasons["a.doc"] == "doc is not read yet"
-    assert reasons["void.jsonl"] == "line 2: text is empty"
+    assert reasons["void.jsonl"] == "no row is left: line 1: text is empty; line 2: text is empty"
+
+
+HOLES = {
+    "a.csv": ('question,answer\nq,"a\nb"\n\nr,\n,s\nt\nu,v\n', ["a.csv:2", "a.csv:8"], [5, 6, 7], "5: answer"),
+    "b.jsonl": (
+        '{"question": "q", "answer": "a"}\n{"question": "q", "answer": " "}\n{"question": null, "answer": "a"}\n',
+        ["b.jsonl:1"],
+        [2, 3],
+        "2: answer",
+    ),
+    "c.tsv": ("text\tid\n\t1\n\t2\n\t3\n\t4\na\t5\n", ["c.tsv:6"], [2, 3, 4, 5], "2: text"),
+}
+
+
+@pytest.mark.parametrize("piece", [5, 1 << 20], ids=["in a child", "here"])
+def test_rows_with_an_empty_cell_are_left_out_counted_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, piece: int
+) -> None:
+    monkeypatch.setattr(documents, "_PIECE", piece)
+    for name, (content, kept, lines, first) in HOLES.items():
+        data = Dataset.from_path(write(tmp_path / name, content))
+        assert [row.source for row in data] == kept
+        assert [source for source, _ in data.skipped] == [f"{name}:{line}" for line in lines]
+        assert f"{name}: {len(lines)} left out: line {first} is empty; line {lines[1]}: " in caplog.text
+    assert caplog.messages[2].endswith("line 4: text is empty; and 1 more")
+    assert repr(data) == "Dataset(1 row: 1 text; 4 skipped)"
 
 
 GOOD_FILES = [
@@ -408,12 +442,12 @@ def test_parquet(tmp_path: Path) -> None:
     write(tmp_path / "e.parquet", b"PAR1 nothing PAR1")
     write(tmp_path / "f.parquet", parquet({"text": ["good", ""]}))
     data = Dataset.from_path(tmp_path)
-    assert [row.source for row in data] == ["a.parquet row 1", "a.parquet row 2", *(f"{c}.parquet row 1" for c in "bcd")]
+    assert [row.source for row in data] == ["a.parquet row 1", "a.parquet row 2", *(f"{c}.parquet row 1" for c in "bcdf")]
     assert data[2].data["messages"] == turns
     assert (data[3].data["input_ids"].dtype, data[3].data["labels"].tolist()) == (np.int32, [-100, 2, 3])
     assert data[4].data["messages"][1]["content"] == "2020-01-02"
     assert "not a readable Parquet file" in dict(data.skipped)["e.parquet"]
-    assert dict(data.skipped)["f.parquet"] == "row 2: text is empty"
+    assert dict(data.skipped)["f.parquet row 2"] == "text is empty"
 
 
 @pytest.mark.slow

@@ -293,7 +293,7 @@ def test_narrow_forms_are_their_formula(form):
     p = _core_mil.MilProgram()
     gain = np.ones(64, np.float32)
     linears = {n: _core_mil.MilLinear(a, input_scale=step) for n, a in w.items()}
-    p.ffn("main", shape, linears, gain, backward=False)
+    p.block("ffn", "main", shape, linears, {"ffn_norm": gain}, backward=False)
     (function,) = mil_reader.parse(p.text())[1].values()
     x = np.random.default_rng(2).normal(0, 1, (64, SEQ))
     (y,) = mil_reader.run(function, p.blob().tobytes(), {"i00_x": x[None, :, None]}).values()
@@ -409,9 +409,8 @@ def test_parts_that_do_not_fit_are_refused(shape, linear, message):
     weights = {n: _core_mil.MilUnread(n, s) for n, s in shapes.items()}
     norm = weights.pop("norm")
     linears = {n: _core_mil.MilLinear(**({"weight": w} | (linear if n == "gate" else {}))) for n, w in weights.items()}
-    p.ffn(
-        "main", _core_mil.MilShape(**(good | shape), inverse_frequencies=np.ones(8, np.float32)), linears, norm, backward=False
-    )
+    sizes = _core_mil.MilShape(**(good | shape), inverse_frequencies=np.ones(8, np.float32))
+    p.block("ffn", "main", sizes, linears, {"ffn_norm": norm}, backward=False)
     with pytest.raises(BackendError, match=message):
         p.text()
 

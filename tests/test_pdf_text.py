@@ -94,7 +94,7 @@ OPERATORS = [
 ]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(OPERATORS), max_size=25))
 def test_any_order_of_operators(both: Any, operators: list[bytes]) -> None:
     before, after = both(bombs.page_pdf(b"BT /F1 9 Tf " + b"\n".join(operators) + b" ET"))

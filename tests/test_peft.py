@@ -367,8 +367,8 @@ def test_peft_and_we_agree_on_fused_projections(tmp_path: Path, targets: list[st
     peft = pytest.importorskip("peft", reason="the oracle is peft")
     base = family_models.save("phi3", tmp_path / "base")
     model = load_model(tmp_path / "base")
-    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", target_modules=targets))
     torch.manual_seed(0)
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", target_modules=targets))
     for name, value in theirs.named_parameters():
         if "lora_" in name:
             value.data.normal_(std=0.1)

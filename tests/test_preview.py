@@ -124,7 +124,7 @@ def test_files_that_were_left_out_are_counted(tmp_path: Path, model: Model) -> N
     write(folder / "b.txt", "Grüße, ça va? Così è.".encode() + b"\xff")
     write(folder / "c.pdf", bombs.cyclic_pdf())
     told = {f.kind: f.advice for f in Dataset.from_path(folder).check(model).findings}
-    assert "1 file or page was left out" in told["not read"] and "1 place was replaced" in told["encoding damage"]
+    assert "1 file, page or row was left out" in told["not read"] and "1 place was replaced" in told["encoding damage"]
 
 
 def test_token_rows_are_no_text(model: Model) -> None:

@@ -157,8 +157,11 @@ def test_time_for_a_long_table_is_that_of_its_rows() -> None:
     seconds = []
     for rows in (3_000, 30_000):
         data = docx(document_xml(f"<w:tbl>{row * rows}</w:tbl>" + paragraph("end")))
-        began = time.process_time()
-        (item,) = read_docx.read(data, "a.docx")
-        seconds.append(time.process_time() - began)
+        times = []
+        for _ in range(3):  # what runs beside it only adds time
+            began = time.process_time()
+            (item,) = read_docx.read(data, "a.docx")
+            times.append(time.process_time() - began)
+        seconds.append(min(times))
         assert item.data["text"] == "\n".join([text] * rows) + "\n\nend"
     assert seconds[1] < 20 * seconds[0]  # ten times the rows

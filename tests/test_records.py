@@ -33,6 +33,9 @@ SHAPES = [
     ("text wins over aliases", {"text": "t", "question": "q", "answer": "a"}, {"text": "t"}),
     ("null means absent", {"text": None, "question": "q", "answer": "a", "system": None}, chat_of("q", "a")),
     ("NaN means absent", {"text": float("nan"), "prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c"}),
+    ("empty means absent", {"text": " ", "question": "q", "answer": "", "long_answer": "a"}, chat_of("q", "a")),
+    ("an empty instruction", {"instruction": "", "input": "q", "output": "a"}, chat_of("q", "a")),
+    ("empty contexts", {"question": "q", "contexts": ["", "c", " "], "answer": "a"}, chat_of("q\n\nc", "a")),
     ("lone surrogate", {"text": "a\ud800b"}, {"text": "a\ufffdb"}),
 ]
 
@@ -78,17 +81,18 @@ BAD_RECORDS = [
     ("not an object", ["a"], "row 1: expected an object"),
     (
         "second row",
-        [{"text": "a"}, {"body": "b", "text": None}],
-        "row 2: cannot tell what to train on; the keys are: body, text",
+        [{"text": "a"}, {"body": "b", "title": None}],
+        "row 2: cannot tell what to train on; the keys are: body, title (empty)",
     ),
     ("no keys", [{}], "the keys are: none"),
-    ("empty text", [{"text": " \n"}], "row 1: text is empty"),
-    ("empty completion", [{"prompt": "a", "completion": ""}], "row 1: completion is empty"),
+    (
+        "empty rows alone",
+        [{"text": " \n"}, {"text": None}],
+        "the list holds no rows: row 1: text is empty; row 2: text is empty",
+    ),
     ("list as text", [{"text": ["a"]}], "row 1: text must be text, found a list"),
     ("boolean as text", [{"text": True}], "row 1: text must be text"),
-    ("empty answer", [{"question": "q", "answer": ""}], "row 1: answer is empty"),
     ("messages is text", [{"messages": "hello"}], "broken JSON"),
-    ("no messages", [{"messages": []}], "row 1: messages must be a list"),
     ("message is text", [{"messages": ["hi"]}], "row 1: message 0: expected"),
     (
         "unknown role",
@@ -121,6 +125,31 @@ def test_bad_records(records: list[dict[str, object]], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+EMPTY = [
+    ({"text": " \n"}, "text is empty"),
+    ({"text": None, "id": 7}, "text is empty"),
+    ({"prompt": "a", "completion": ""}, "completion is empty"),
+    ({"prompt": None, "completion": "\t"}, "completion is empty"),
+    ({"question": "q", "answer": ""}, "answer is empty"),
+    ({"question": "", "answer": "a"}, "question is empty"),
+    ({"Question": "q", "Answer": float("nan")}, "answer is empty"),
+    ({"instruction": "", "output": "o"}, "instruction is empty"),
+    ({"messages": []}, "messages is empty"),
+    ({"messages": " "}, "messages is empty"),
+    ({"conversations": None, "system": "s"}, "messages is empty"),
+    ({"instruction": "i", "instances": [{"output": "a"}, {"output": " "}]}, "output is empty"),
+]
+
+
+@pytest.mark.parametrize(("record", "reason"), EMPTY)
+def test_empty_rows_are_left_out_and_named(record: dict[str, object], reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    data = Dataset.from_list([{"text": "first"}, record, {"text": "last"}])
+    kept = ["row 1", "row 2", "row 3"] if "instances" in record else ["row 1", "row 3"]
+    assert [row.source for row in data] == kept
+    assert data.skipped == (("row 2", reason),)
+    assert caplog.messages == [f"1 row left out: row 2: {reason}"]
+
+
 KEYS = (
     "text prompt completion messages input_ids labels instruction instances input output question answer conversations system"
 )
@@ -137,7 +166,8 @@ def test_any_record_gives_rows_or_one_typed_error(record: dict[str, object]) -> 
     try:
         data = Dataset.from_list([record])
     except DataError as error:
-        assert error.message.startswith("row 1: ") or record.get("instances") == []
+        left_out = "the list holds no rows: row 1: "
+        assert error.message.startswith(("row 1: ", left_out)) or record.get("instances") == []
     else:
         assert len(data.fingerprint) == 64
         data._repr_html_().encode()

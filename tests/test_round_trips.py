@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family through every pair of formats: what comes back is equal, or was refused with the reason, as the plan says."""
+"""Every family through every pair of formats: it comes back equal, or within its block type, or was refused with the reason."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import family_models as f
 import numpy as np
 import pytest
 from test_export import adapted, family, ids
+from test_quant import ERROR
 
 import neuralforge as nf
 from neuralforge import formats
-from neuralforge.formats import outgoing
+from neuralforge.formats import gguf_write, outgoing
 from neuralforge.model import Model
 
 pytestmark = pytest.mark.slow
@@ -79,3 +80,42 @@ def test_an_adapter_through_every_pair_of_formats(tmp_path: Path, name: str) -> 
             two = nf.export(between, tmp_path / f"{first}.{second}", format=second, verify=False)
             again = Model.from_pretrained(tmp_path / "model", threads=1).load_adapter(two.path)
             np.testing.assert_allclose(again.logits(ids(model)), wanted, atol=1e-4, err_msg=f"{first} {second}")
+
+
+# rows of whole blocks of 256, so that the K types are what they are called
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 16, "initializer_range": 0.05}
+HALF_ERROR = {"F32": 0.0, "F16": 2.0**-12, "BF16": 2.0**-9}  # below half a unit in the last place
+# Errors of weights are independent, so those of nine products in a row (two layers and the head) add up to three times one;
+# norms, gates and softmax may make them twice as large.
+REACH = 6
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Root mean square of the difference, as a share of that of the values."""
+    return float(np.sqrt(np.square(found - wanted, dtype=np.float64).mean() / np.square(wanted, dtype=np.float64).mean()))
+
+
+@pytest.mark.parametrize("name", f.FAMILIES)
+def test_a_quantised_file_says_what_its_type_can(tmp_path: Path, name: str) -> None:
+    """Weights within the error of their block type, logits within what follows from it; other formats keep all of both."""
+    model = family(name, tmp_path / "model", **WIDE)
+    wanted, logits = values(model), model.logits(ids(model))
+    for quant in gguf_write.QUANTS:
+        place = nf.export(model, tmp_path / f"{quant}.gguf", format="gguf", quant=quant, verify=False).path
+        plain, stored = (Model.from_pretrained(place, threads=1, dtype=dtype) for dtype in ("f32", "auto"))
+        found, worst = values(plain), 0.0
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            dtype = plain.weights[key].dtype
+            error = relative(found[key], value)
+            assert error <= (ERROR | HALF_ERROR)[dtype], (quant, key, dtype)
+            worst = max(worst, error)
+        used = {t.dtype for t in plain.weights.values()}
+        assert gguf_write.QUANTS[quant][0] in used
+        assert relative(plain.logits(ids(model)), logits) <= REACH * worst + 1e-5, quant
+        if used & ERROR.keys():  # activations are rounded to 8 bits before blocks are multiplied
+            assert relative(stored.logits(ids(model)), logits) <= REACH * (worst + ERROR["Q8_0"]), quant
+        for second in MODELS if quant in ("q8_0", "q4_k_m") else ():
+            again = written(plain, second, tmp_path / f"{quant}.{second}")
+            for key, value in values(again).items() if again else ():
+                np.testing.assert_array_equal(value, found[key], err_msg=f"{quant} {second} {key}")

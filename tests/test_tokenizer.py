@@ -149,7 +149,7 @@ PARTS = st.text("ab", min_size=1, max_size=4)
 
 
 @given(word=st.text("ab", max_size=90), merges=st.lists(st.tuples(PARTS, PARTS), max_size=25, unique=True))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_merge_is_lowest_rank_then_leftmost(word: str, merges: list[tuple[str, str]]) -> None:
     """Any list of merges, also one that no training would give, on words short and long."""
     pieces = {piece for left, right in merges for piece in (left, right, left + right) if len(piece) > 1}
@@ -169,9 +169,9 @@ def _from_json(spec: object) -> Tokenizer:
 def test_a_million_equal_letters_take_seconds(shared: Path) -> None:
     """A quadratic merge would need hours; 20 s leaves room for a slow machine (measured: 4 s)."""
     tokenizer = Tokenizer.from_file(shared / "tokenizers/llama2/tokenizer.bin")
-    start = time.perf_counter()
+    start = time.process_time()
     assert tokenizer.decode(tokenizer.encode("a" * 1_000_000)) == "a" * 1_000_000
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 # --- byte-level tokenizer.json ---
@@ -182,7 +182,7 @@ def test_a_million_equal_letters_take_seconds(shared: Path) -> None:
 def test_byte_level_equals_the_tokenizers_package(tmp_path: Path, name: str, normalizer: Any) -> None:
     mine, oracle = _trained(tmp_path, PRE_TOKENIZERS[name], normalizer=normalizer)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(KNOWN_TEXT | MIXED_TEXT)
     def same(text: str) -> None:
         ids = oracle.encode(text).ids
@@ -215,7 +215,7 @@ def test_words_equal_the_tokenizers_package(pattern: str) -> None:
     tokenizers = pytest.importorskip("tokenizers", reason="the oracle package is not installed")
     oracle = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(KNOWN_TEXT | MIXED_TEXT)
     def same(text: str) -> None:
         assert _words(pattern, text) == [word for word, _ in oracle.pre_tokenize_str(text)]
@@ -394,7 +394,7 @@ def test_llama2_bin_and_model_equal_sentencepiece(shared: Path, step: int) -> No
             assert tokenizer.encode(text, add_special_tokens=False) == ids, text[:40]
             assert tokenizer.decode(ids) == oracle.decode(ids)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(KNOWN_TEXT | MIXED_TEXT)
     def same(text: str) -> None:
         assert [t.encode(text, add_special_tokens=False) for t in ours] == [oracle.encode(text)] * 2
@@ -467,7 +467,7 @@ def test_sentencepiece_style_json_equals_the_tokenizers_package(tmp_path: Path, 
     path = _write(tmp_path / "tokenizer.json", spec)
     mine, oracle = Tokenizer.from_file(path), tokenizers.Tokenizer.from_file(str(path))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(KNOWN_TEXT | MIXED_TEXT)
     def same(text: str) -> None:
         ids = oracle.encode(text).ids
@@ -511,7 +511,6 @@ def test_continuation_builds_a_row_from_parts(tmp_path: Path) -> None:
 # --- decoding and streams ---
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 259), max_size=60))
 def test_a_stream_gives_what_decode_gives(ids: list[int]) -> None:
     tokenizer = _plain_bytes()

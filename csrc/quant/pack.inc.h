@@ -29,8 +29,7 @@ typedef uint8_t vb __attribute__((vector_size(LANES)));
 #define fit_eight NF_NAME(fit_eight)
 #define fit_four NF_NAME(fit_four)
 #define as_half NF_NAME(as_half)
-#define pack_eight NF_NAME(pack_eight)
-#define pack_four NF_NAME(pack_four)
+#define pack_fitted NF_NAME(pack_fitted)
 #define lanes_of NF_NAME(lanes_of)
 #define pack_simple NF_NAME(pack_simple)
 #define pack_range NF_NAME(pack_range)
@@ -356,37 +355,28 @@ NF_KERNEL void pack_symmetric(uint8_t *out, const float *x) {
     put_half(out + 208, d);
 }
 
-/* 16 blocks at once; fewer at the end leave lanes empty. */
-NF_KERNEL void pack_eight(uint8_t *out, const float *x, int64_t blocks) {
+/* Q8_0, or Q4_0, with the scale of least squared error: 16 blocks at once; fewer at the end leave lanes empty. */
+NF_KERNEL void pack_fitted(nf_block_kind kind, uint8_t *out, const float *x, int64_t blocks) {
     float t[32 * LANES], scale[LANES];
     for (int64_t b = 0; b < blocks; b += LANES) {
         int given = blocks - b < LANES ? (int)(blocks - b) : LANES;
         lanes_of(t, x + 32 * b, 32, given);
-        fit_eight(scale, t);
+        if (kind == NF_BLOCK_Q8_0)
+            fit_eight(scale, t);
+        else
+            fit_four(scale, t);
         for (int i = 0; i < given; i++) {
-            uint8_t *block = out + (b + i) * nf_block_bytes(NF_BLOCK_Q8_0);
+            const float *values = x + 32 * (b + i);
+            uint8_t *block = out + (b + i) * nf_block_bytes(kind), q[32];
             uint16_t d = nf_float_to_half(scale[i]);
-            float unit = nf_half_to_float(d);
+            float unit = nf_half_to_float(d), inverse = unit != 0.0f ? 1.0f / unit : 0.0f;
             put_half(block, d);
-            levels(block + 2, x + 32 * (b + i), 32, unit > 0.0f ? 1.0f / unit : 0.0f, 0.0f, -127.0f, 127.0f, 0);
-        }
-    }
-}
-
-/* Q4_0 with the scale of least squared error, 16 blocks at once. */
-NF_KERNEL void pack_four(uint8_t *out, const float *x, int64_t blocks) {
-    float t[32 * LANES], scale[LANES];
-    for (int64_t b = 0; b < blocks; b += LANES) {
-        int given = blocks - b < LANES ? (int)(blocks - b) : LANES;
-        lanes_of(t, x + 32 * b, 32, given);
-        fit_four(scale, t);
-        for (int i = 0; i < given; i++) {
-            uint8_t *block = out + (b + i) * nf_block_bytes(NF_BLOCK_Q4_0), q[32];
-            uint16_t d = nf_float_to_half(scale[i]);
-            float unit = nf_half_to_float(d);
-            put_half(block, d);
-            levels(q, x + 32 * (b + i), 32, unit != 0.0f ? 1.0f / unit : 0.0f, 0.0f, -8.0f, 7.0f, 8);
-            NF_NAME(put_levels)(block + 2, q, 0);
+            if (kind == NF_BLOCK_Q8_0) {
+                levels(block + 2, values, 32, inverse, 0.0f, -127.0f, 127.0f, 0);
+            } else {
+                levels(q, values, 32, inverse, 0.0f, -8.0f, 7.0f, 8);
+                NF_NAME(put_levels)(block + 2, q, 0);
+            }
         }
     }
 }
@@ -415,12 +405,8 @@ NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, int nearest, uint8_t *out, cons
         pack_range(out, x, blocks, kind == NF_BLOCK_Q5_K);
         return;
     }
-    if (kind == NF_BLOCK_Q8_0) {
-        pack_eight(out, x, blocks);
-        return;
-    }
-    if (kind == NF_BLOCK_Q4_0 && nearest) {
-        pack_four(out, x, blocks);
+    if (kind == NF_BLOCK_Q8_0 || (kind == NF_BLOCK_Q4_0 && nearest)) {
+        pack_fitted(kind, out, x, blocks);
         return;
     }
     for (int64_t b = 0; b < blocks; b++) pack_simple(kind, out + b * nf_block_bytes(kind), x + b * nf_block_values(kind));
@@ -443,8 +429,7 @@ NF_KERNEL void NF_NAME(pack)(nf_block_kind kind, int nearest, uint8_t *out, cons
 #undef fit_eight
 #undef fit_four
 #undef as_half
-#undef pack_eight
-#undef pack_four
+#undef pack_fitted
 #undef lanes_of
 #undef pack_simple
 #undef pack_range

@@ -177,8 +177,9 @@ class MilProgram:
         data = ffi.cast("void *", array.ctypes.data)
         return {"data": data, "stored": MIL_STORED[array.dtype.name], "rows": shape[0], "cols": shape[1]}
 
-    def attention(
+    def block(
         self,
+        part: str,
         name: str,
         shape: MilShape,
         linears: dict[str, MilLinear],
@@ -187,28 +188,16 @@ class MilProgram:
         backward: bool,
         dx: bool = True,
     ) -> None:
-        """`nf_mil_attention_forward` or `_backward`; linears q, k, v, o; norms norm and, if there are, q_norm, k_norm."""
-        self._part("attention", name, shape, [self._attention(linears, norms)], backward=backward, dx=dx)
+        """`nf_mil_PART_forward` or `_backward`.
 
-    def ffn(
-        self, name: str, shape: MilShape, linears: dict[str, MilLinear], norm: MilArray, *, backward: bool, dx: bool = True
-    ) -> None:
-        """`nf_mil_ffn_forward` or `_backward`; linears gate, up, down."""
-        self._part("ffn", name, shape, [self._ffn(linears, norm)], backward=backward, dx=dx)
-
-    def layer(
-        self,
-        name: str,
-        shape: MilShape,
-        linears: dict[str, MilLinear],
-        norms: dict[str, MilArray],
-        *,
-        backward: bool,
-        dx: bool = True,
-    ) -> None:
-        """`nf_mil_layer_forward` or `_backward`; norms as for attention, and ffn_norm."""
-        given = [self._attention(linears, norms), self._ffn(linears, norms["ffn_norm"])]
-        self._part("layer", name, shape, given, backward=backward, dx=dx)
+        Args:
+            part: "attention" (linears q, k, v, o; norms norm and, if there are, q_norm, k_norm), "ffn" (linears gate, up, down;
+                norms ffn_norm), or "layer" (both).
+        """
+        given = [] if part == "ffn" else [self._attention(linears, norms)]
+        if part != "attention":
+            given.append(self._ffn(linears, norms["ffn_norm"]))
+        self._part(part, name, shape, given, backward=backward, dx=dx)
 
     def head(
         self, name: str, shape: MilShape, weight: MilArray, norm: MilArray, *, backward: bool, accumulate: bool = False

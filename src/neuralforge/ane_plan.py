@@ -255,16 +255,16 @@ def random_weights(config: ModelConfig, *, seed: int = 0) -> Weights:
     return made
 
 
-def dump(job: Job, folder: Path, weights: Weights) -> list[Path]:
-    """Write each program as DIR/program_N/model.mil and weights/weight.bin; returns the folders.
+def dump(job: Job, folder: Path, weights: Weights, *, limits: dict[str, int] | None = None) -> list[Path]:
+    """Write each program of `plan` as DIR/program_N/model.mil and weights/weight.bin; returns the folders.
 
     Raises:
         OutputError: a file cannot be written.
         BackendError: a weight is not finite in fp16.
     """
     folders = []
-    for n, bank in enumerate(banks(job)):
-        made = build(job, bank, weights)
+    for n, bank in enumerate(banks(job, limits)):
+        made = build(job, bank, weights, limits=limits)
         place = folder / f"program_{n}"
         try:
             (place / "weights").mkdir(parents=True, exist_ok=True)

@@ -264,12 +264,7 @@ def build(
             norms = {n: source.get(f"{prefix}self_attn.{n}.weight") for n in ("q_norm", "k_norm")}
             norms |= {n: source.get(f"{prefix}{stored}.weight") for n, stored in NORMS.items()}
             linears = _linears(job, source, f"{prefix}self_attn.", ATTENTION) | _linears(job, source, f"{prefix}mlp.", FFN)
-        if p.part == "layer":
-            program.layer(p.name, shape, linears, norms, backward=backward, dx=p.dx)
-        elif p.part == "attention":
-            program.attention(p.name, shape, linears, norms, backward=backward, dx=p.dx)
-        elif p.part == "ffn":
-            program.ffn(p.name, shape, linears, norms["ffn_norm"], backward=backward, dx=p.dx)
+            program.block(p.part, p.name, shape, linears, norms, backward=backward, dx=p.dx)
         elif p.part == "head":
             norm = source.get("model.norm.weight") if p.rows == (0, job.config.vocab_size) else None
             rows = source.get(job.head, p.rows)

@@ -84,7 +84,7 @@ def check(
     Args:
         max_length: tokens that a row may have: the model's context, or less.
         replaced: damaged places that were replaced when the files were read.
-        skipped: files and pages that were not read.
+        skipped: files, pages and rows that were left out.
     """
     texts = [text_of(row) if "input_ids" not in row.data else "" for row in rows]
     found = [
@@ -118,7 +118,7 @@ def _share(count: int, total: int, one: str, many: str) -> str:
 
 
 def _skipped(count: int) -> Finding:
-    what = "1 file or page was" if count == 1 else f"{count} files or pages were"
+    what = "1 file, page or row was" if count == 1 else f"{count} files, pages or rows were"
     return Finding("not read", count, f"{what} left out; `skipped` of the data set says why.")
 
 

@@ -31,6 +31,14 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
 
 
+def count(text: str) -> int:
+    """A whole number of 1 or more."""
+    number = whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return number
+
+
 def number(text: str) -> float:
     """A number."""
     try:
@@ -157,10 +165,16 @@ _OWN = {
         Setting("backend", ("--backend",), plain, "auto, or the name of one (auto)", shown="NAME"),
         Setting("dtype", ("--dtype",), plain, "arithmetic of the weights (auto)", shown="NAME"),
         Setting("threads", ("--threads",), whole, "0: all cores (0)", shown="N"),
+        Setting(
+            "max_compiles",
+            ("--max-compiles",),
+            count,
+            "--backend ane: compiles after which it starts itself again (100)",
+            shown="N",
+        ),
     ),
     "of the original command, without effect here": (
-        Setting("max_compiles", ("--max-compiles",), whole, "nothing is compiled", shown="N"),
-        Setting("no_ane_extras", ("--no-ane-extras",), truth, "there is no ANE", ("use_ane_extras",)),
+        Setting("no_ane_extras", ("--no-ane-extras",), truth, "no layer has parts apart", ("use_ane_extras",)),
         Setting("no_json", ("--no-json",), truth, "messages are written with --ndjson only"),
         Setting("shuffle", ("--shuffle",), truth, "rows are always shuffled"),
         Setting("val_batches", ("--val-batches",), whole, "all held-out rows are evaluated", shown="N"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +115,7 @@ def _train(options: argparse.Namespace) -> int:
 
     values = cli_options.given(options)
     _tell_without_effect(values)
+    _set_compiles(values)
     job = _open(values)
     again: RestartNeeded | None = None
     with _view(options) as listen:
@@ -143,9 +145,18 @@ def _train(options: argparse.Namespace) -> int:
 
 def _tell_without_effect(values: cli_options.Values) -> None:
     """The original command's options that mean nothing here."""
-    for name, why in cli_options.WITHOUT_EFFECT.items():
+    other = {} if values.get("backend") == "ane" else {"max_compiles": "only --backend ane compiles"}
+    for name, why in (other | cli_options.WITHOUT_EFFECT).items():
         if name in values:
             console.note(f"neuralforge: --{name.replace('_', '-')} has no effect: {why}")
+
+
+def _set_compiles(values: cli_options.Values) -> None:
+    """`--max-compiles` goes where the backend looks, and stays there when this process starts itself again."""
+    from .backends import ane
+
+    if "max_compiles" in values and values.get("backend") == "ane":
+        os.environ[ane.COMPILES] = str(values["max_compiles"])
 
 
 @contextmanager
@@ -219,6 +230,7 @@ def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
     """Programs of the Neural Engine, from the model's shape alone; data are not needed. Several names give a table."""
     from . import ane_plan, catalogue
     from .ane_programs import ROW, Job
+    from .backends import ane
     from .model import not_here, resolve
     from .quickstart import LORA
 
@@ -240,10 +252,11 @@ def _plan_ane(options: argparse.Namespace, values: cli_options.Values) -> int:
     entry = not_here(values["model"])
     config, weights = (entry.config, None) if entry else ane_plan.described(resolve(values["model"]))
     job = job_of(config)
-    made = ane_plan.plan(values["model"], job)
+    limits = ane.limits() | ({"compiles": values["max_compiles"]} if "max_compiles" in values else {})
+    made = ane_plan.plan(values["model"], job, limits=limits)
     console.out(json.dumps(asdict(made)) if options.json else "\n".join(made.lines()))
     if options.dump:
-        folders = ane_plan.dump(job, Path(options.dump), weights or ane_plan.random_weights(config))
+        folders = ane_plan.dump(job, Path(options.dump), weights or ane_plan.random_weights(config), limits=limits)
         console.note(f"programs {len(folders)} in {options.dump}" + ("" if weights else ", with random weights"))
     return 0
 

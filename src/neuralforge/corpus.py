@@ -21,9 +21,9 @@ from . import shards
 from .batches import encode_row
 from .errors import ConfigError, DataError
 from .files import write_atomic
-from .folders import FileRead, file_size, find_files, read_files, reason_of
+from .folders import FileRead, file_size, find_files, read_files
 from .pieces import Entry, Known, Work, from_manifest
-from .records import Replaced, Row
+from .records import Replaced, Row, in_short, within
 from .shards import MANIFEST, Document
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
@@ -45,7 +45,7 @@ class FileIngested:
 
 @dataclass(frozen=True)
 class FileSkipped:
-    """A file, or a page of one, was left out."""
+    """A file, or a page or row of one, was left out."""
 
     file: str
     reason: str
@@ -117,7 +117,7 @@ def ingest(
         reading.close()  # type: ignore[attr-defined]
         work.flush()
     if not book.entries:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in book.left_out[:3])
+        reasons = in_short(book.left_out)
         raise DataError(f"{root}: no usable file" + (f": {reasons}" if reasons else ""), hint="see what was skipped")
     yield book.close(Path(manifest).expanduser() if manifest is not None else target / MANIFEST)
 
@@ -172,7 +172,7 @@ class _Book:
                 made = encode([item for item in file.items if isinstance(item, Row)])
             except DataError as error:
                 self._failed += 1
-                reason = reason_of(file.label, error)
+                reason = within(file.label, error.message)
                 self.left_out.append((file.label, reason))
                 yield FileSkipped(file.label, reason, done, total)
                 return

@@ -14,7 +14,7 @@ from . import read_csv, read_json
 from .decoding import Decoded, decode
 from .errors import DataError
 from .files import UNREADABLE
-from .records import ACCEPTED, Item, Replaced, Row, document
+from .records import ACCEPTED, Item, Replaced, Row, document, in_short
 from .sandbox import KINDS as FOREIGN
 
 log = logging.getLogger("neuralforge")
@@ -110,7 +110,7 @@ _KINDS = {
     "json": "json",
     **dict.fromkeys(("csv", "tsv"), "csv"),
 }
-_READERS: dict[str, Callable[[str, str], Iterator[Row]]] = {"text": _read_text, "json": read_json.read, "csv": read_csv.read}
+_READERS: dict[str, Callable[[str, str], Iterator[Item]]] = {"text": _read_text, "json": read_json.read, "csv": read_csv.read}
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,10 @@ def _parts(kind: str, text: str) -> Iterator[Part]:
 
 
 def check_rows(items: Sequence[Item], label: str) -> None:
-    """DataError when a file holds no row."""
-    if not any(isinstance(item, Row) for item in items):
-        raise DataError(f"{label}: holds no rows", hint=ACCEPTED)
+    """DataError when a file holds no row, or none that is not left out."""
+    if any(isinstance(item, Row) for item in items):
+        return
+    skips = [item for item in items if isinstance(item, tuple)]
+    if skips:
+        raise DataError(f"{label}: no row is left: {in_short(skips, label)}", hint="is this the right file?")
+    raise DataError(f"{label}: holds no rows", hint=ACCEPTED)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -125,11 +124,6 @@ def read_files(
             size_ahead, cost_ahead = size_ahead + size, cost_ahead + cost
         while waiting:
             yield _finish(waiting.popleft()[2].result())
-
-
-def reason_of(label: str, error: DataError) -> str:
-    """Why a file was not read, without its name."""
-    return re.sub(r"^:(\d+):", r"line \1:", error.message.removeprefix(label)).lstrip(": ")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from .documents import KINDS
 from .errors import ConfigError, DataError
-from .folders import find_files, read_files, reason_of
-from .records import ACCEPTED, Item, Replaced, Row, Skip, clean, from_record, kind_of
+from .folders import FileRead, find_files, read_files
+from .records import ACCEPTED, Item, Replaced, Row, Skip, clean, from_record, in_short, kind_of, within
 from .shards import FIRST_SHARD, MANIFEST, is_shard, manifest_shards, shard_rows
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Dataset:
     """A sequence of rows that does not change.
 
     Attributes:
-        skipped: (source, reason) of every file or page that was not read.
+        skipped: (source, reason) of every file or page that was not read, and of every row with an empty question or answer.
         replaced: files with damaged characters that became U+FFFD, and how many.
         redactions: personal data that `redact` has replaced, with place and kind.
     """
@@ -92,23 +92,21 @@ class Dataset:
         (file,) = read_files([(clean(root.name), root)], password=password)
         if file.error is not None:
             raise file.error
-        return cls._collect(file.items)
+        return cls._collect(_told(file))
 
     @classmethod
     def _from_folder(cls, root: Path, password: str) -> Dataset:
         items: list[Item] = []
         for file in read_files(find_files(root), password=password):
             if file.error is not None:
-                reason = reason_of(file.label, file.error)
+                reason = within(file.label, file.error.message)
                 log.warning("%s was not read: %s", file.label, reason)
                 items.append((file.label, reason))
-            items += file.items
+            items += _told(file)
         data = cls._collect(items)
         if not data:
-            reasons = "; ".join(f"{source}: {reason}" for source, reason in data.skipped[:3])
-            more = f"; and {len(data.skipped) - 3} more" if len(data.skipped) > 3 else ""
-            hint = f"put {KINDS} files there"
-            raise DataError(f"{root}: no usable file" + (f": {reasons}{more}" if reasons else ""), hint=hint)
+            reasons = in_short(data.skipped)
+            raise DataError(f"{root}: no usable file" + (f": {reasons}" if reasons else ""), hint=f"put {KINDS} files there")
         return data
 
     @classmethod
@@ -128,9 +126,11 @@ class Dataset:
         """
         if isinstance(records, (str, bytes, Mapping)):
             raise DataError(f"from_list takes a list of dicts, found {kind_of(records)}", hint="Dataset.from_path reads files")
-        data = cls(row for number, record in enumerate(records, 1) for row in from_record(record, f"row {number}"))
+        data = cls._collect([item for i, record in enumerate(records, 1) for item in from_record(record, f"row {i}")])
         if not data:
-            raise DataError("the list holds no rows", hint=ACCEPTED)
+            raise DataError("the list holds no rows" + (f": {in_short(data.skipped)}" if data.skipped else ""), hint=ACCEPTED)
+        if data.skipped:
+            log.warning("%d row%s left out: %s", len(data.skipped), "s"[: len(data.skipped) - 1], in_short(data.skipped))
         return data
 
     def split(self, eval: float = 0.1, *, seed: int = 0) -> Split:
@@ -268,6 +268,14 @@ class Dataset:
             for a, b in rows
         )
         return f"<p>Dataset: {html.escape(self._summary())}</p><table>{cells}</table>"
+
+
+def _told(file: FileRead) -> tuple[Item, ...]:
+    """What came of a file, after a warning of what was left out of it."""
+    skips = [item for item in file.items if isinstance(item, tuple)]
+    if skips:
+        log.warning("%s: %d left out: %s", file.label, len(skips), in_short(skips, file.label))
+    return file.items
 
 
 def _digest(array: npt.NDArray[Any]) -> str:

@@ -23,7 +23,7 @@ from .templates import ChatTemplate
 from .tokenizer import Tokenizer
 
 _FOLDER = ".ingest"
-_READING = 1  # raised when the same file gives other rows or ids than before
+_READING = 2  # raised when the same file gives other rows or ids than before
 # a piece is written when this much is done, or after this time
 _PIECE_TOKENS, _PIECE_SECONDS = 1 << 20, 5.0
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from .errors import DataError
-from .records import Row, from_record
+from .records import Row, Skip, from_record
 
 _TOLD = re.compile(r'"?sep=([,;\t|])"?\n', re.IGNORECASE)
 _HEAD = 1 << 16  # characters in which the header ends
 _QUOTED = re.compile(r'"[^"]*"')
 
 
-def read(text: str, label: str) -> Iterator[Row]:
+def read(text: str, label: str) -> Iterator[Row | Skip]:
     """The rows of a table whose first line names the columns.
 
     Raises:

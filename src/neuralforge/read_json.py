@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from .records import Row, clean, from_record, parse_json
+from .records import Row, Skip, clean, from_record, parse_json
 
 _LISTS = ("data", "rows", "records", "items")  # keys below which files keep their rows
 
 
-def read(text: str, label: str) -> Iterator[Row]:
+def read(text: str, label: str) -> Iterator[Row | Skip]:
     """The rows of a JSON text: a list, {"data": list} and the like, named records or one record; or of JSON Lines.
 
     Raises:
@@ -31,7 +31,7 @@ def read(text: str, label: str) -> Iterator[Row]:
             yield from from_record(record, f"{label} row {number}")
 
 
-def read_lines(text: str, label: str, *, first: int = 1) -> Iterator[Row]:
+def read_lines(text: str, label: str, *, first: int = 1) -> Iterator[Row | Skip]:
     """The rows of JSON Lines; raises as `read`.
 
     Args:

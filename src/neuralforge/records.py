@@ -3,6 +3,7 @@
 
 These are {"text"}, {"prompt", "completion"}, {"messages"} and {"input_ids"}. Instruction/output, question/answer and
 ShareGPT conversations become messages. The canonical keys win over the other ones, and keys that are not known are ignored.
+A record whose text, question, answer or conversation is empty or null is left out; anything else that is wrong is an error.
 """
 
 from __future__ import annotations
@@ -72,8 +73,19 @@ class Replaced:
     count: int
 
 
-Skip = tuple[str, str]  # (source, reason) of a file or page that was not read
+Skip = tuple[str, str]  # (source, reason) of a file, page or record that was left out
 Item = Row | Replaced | Skip  # what a reader of files gives
+
+
+def within(label: str, message: str) -> str:
+    """What a message says of a file, without its name: "line 3: answer is empty"."""
+    return re.sub(r"^:(\d+):", r"line \1:", message.removeprefix(label)).lstrip(": ")
+
+
+def in_short(skips: Sequence[Skip], label: str = "") -> str:
+    """The first of what was left out, with the reasons; a label is of the file that all of it is of."""
+    more = [f"and {len(skips) - 3} more"] * (len(skips) > 3)
+    return "; ".join([within(label, f"{source}: {reason}") for source, reason in skips[:3]] + more)
 
 
 def document(text: str, label: str) -> str:
@@ -111,8 +123,12 @@ _CONTEXT = ("input", "context", "contexts")
 _MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "weight")
 
 
-def from_record(record: Any, source: str) -> Iterator[Row]:
-    """The rows of one record; several where it has a list of `instances`.
+class _EmptyError(DataError):
+    """There is nothing to be learnt: the record is left out."""
+
+
+def from_record(record: Any, source: str) -> Iterator[Row | Skip]:
+    """The rows of one record, several where it has a list of `instances`; a `Skip` in place of one with nothing in it.
 
     Args:
         record: a dict; upper case and spaces around its keys do not matter.
@@ -123,21 +139,36 @@ def from_record(record: Any, source: str) -> Iterator[Row]:
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{source}: expected an object with named values, found {kind_of(record)}", hint=ACCEPTED)
-    if len(record) == 1 and isinstance(record.get("text"), str):  # what most long files hold
-        yield Row({"text": _string(record["text"], "text", source)}, source)
+    if len(record) == 1 and isinstance(record.get("text"), str) and record["text"].strip():  # what most long files hold
+        yield Row({"text": clean(record["text"])}, source)
         return
     by_name = {str(key).strip().lower(): value for key, value in record.items()} | dict(record)
-    fields = {str(key): value for key, value in by_name.items() if not _missing(value)}
+    fields = {str(key): value for key, value in by_name.items()}
     if isinstance(fields.get("instances"), list) and "instruction" in fields:
         for instance in fields["instances"]:
             if not isinstance(instance, Mapping):
                 raise DataError(f"{source}: 'instances' must hold objects, found {kind_of(instance)}", hint=ACCEPTED)
-            yield Row(_shape(fields | dict(instance), record, source), source)
+            yield _row(fields | dict(instance), record, source)
     else:
-        yield Row(_shape(fields, record, source), source)
+        yield _row(fields, record, source)
 
 
-def _shape(fields: dict[str, Any], record: Mapping[Any, Any], source: str) -> dict[str, Any]:
+def _row(fields: dict[str, Any], record: Mapping[Any, Any], source: str) -> Row | Skip:
+    """What is empty counts as absent where the rest is of a known shape."""
+    said = {key: value for key, value in fields.items() if not _blank(value)}
+    try:
+        data = _shape(said, source) or _shape(dict.fromkeys(fields, "") | said, source)
+    except _EmptyError as error:
+        return source, within(source, error.message)
+    if data is None:
+        keys = [f"{key} (empty)" if _blank(value) else str(key) for key, value in record.items()]
+        found = ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
+        raise DataError(f"{source}: cannot tell what to train on; the keys are: {found or 'none'}", hint=ACCEPTED)
+    return Row(data, source)
+
+
+def _shape(fields: dict[str, Any], source: str) -> dict[str, Any] | None:
+    """The data of a row; None where the keys are those of no shape."""
     if "messages" in fields:
         return {"messages": _messages(fields["messages"], source)}
     if "prompt" in fields and "completion" in fields:
@@ -153,9 +184,7 @@ def _shape(fields: dict[str, Any], record: Mapping[Any, Any], source: str) -> di
         answer = next((key for key in answers if key in fields), None)
         if asked in fields and answer:
             return {"messages": _system(fields, source) + _exchange(fields, asked, answer, source)}
-    keys = [f"{key} (empty)" if _missing(value) else str(key) for key, value in record.items()]
-    found = ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
-    raise DataError(f"{source}: cannot tell what to train on; the keys are: {found or 'none'}", hint=ACCEPTED)
+    return None
 
 
 def _exchange(fields: dict[str, Any], asked: str, answer: str, source: str) -> list[dict[str, str]]:
@@ -165,8 +194,8 @@ def _exchange(fields: dict[str, Any], asked: str, answer: str, source: str) -> l
         value = fields.get(key)
         if key == asked or not value:
             continue
-        parts = value if isinstance(value, list) else [value]
-        question += "".join("\n\n" + _string(part, key, source) for part in parts)
+        parts = [_string(part, key, source, empty=True) for part in (value if isinstance(value, list) else [value])]
+        question += "".join("\n\n" + part for part in parts if part.strip())
     reply = _string(fields[answer], answer, source)
     return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
@@ -178,10 +207,11 @@ def _system(fields: dict[str, Any], source: str) -> list[dict[str, Any]]:
 
 def _messages(value: Any, source: str) -> list[dict[str, Any]]:
     if isinstance(value, str):  # a CSV cell
-        value = parse_json(value, source)
-    if not isinstance(value, list) or not value:
-        found = kind_of(value) if value else "none"
-        raise DataError(f"{source}: messages must be a list of {{role, content}}, found {found}", hint=ACCEPTED)
+        value = parse_json(_string(value, "messages", source), source)
+    if not isinstance(value, list):
+        raise DataError(f"{source}: messages must be a list of {{role, content}}, found {kind_of(value)}", hint=ACCEPTED)
+    if not value:
+        raise _EmptyError(f"{source}: messages is empty")
     return [_message(item, f"{source}: message {i}") for i, item in enumerate(value)]
 
 
@@ -242,7 +272,7 @@ def _string(value: Any, name: str, source: str, *, empty: bool = False) -> str:
     if not isinstance(value, str):
         raise DataError(f"{source}: {name} must be text, found {kind_of(value)}", hint=ACCEPTED)
     if not empty and not value.strip():
-        raise DataError(f"{source}: {name} is empty", hint="fill it in or remove the row")
+        raise _EmptyError(f"{source}: {name} is empty")
     return clean(value)
 
 
@@ -254,6 +284,10 @@ def clean(text: str) -> str:
 def _missing(value: Any) -> bool:
     """Null, or the NaN that data-frame programs write for an empty cell."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _blank(value: Any) -> bool:
+    return _missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def kind_of(value: Any) -> str:
