@@ -39,7 +39,10 @@ RUNS = {
     "decode.py": ("--rounds 4", "--shape qwen3-0.6b --rounds 3"),
     "lookup.py": ("--rounds 3",),
     "documents.py": ("", "--rows 16 --rounds 1 --dtype bf16"),
-    "tokenizer.py": ("--libraries neuralforge,fastokens,gigatoken,kitoken",),
+    "tokenizer.py": (
+        "--libraries neuralforge,fastokens,gigatoken --rounds 3",
+        "--libraries neuralforge,tokenizers,sentencepiece,tiktoken,tokie,kitoken --rounds 1 --threads 2",
+    ),
     "ingest.py": ("--rounds 2",),
     "export.py": ("",),
     "import.py": ("",),

@@ -2,10 +2,10 @@
 """Tokenizing beside the other libraries that a Python user can install: the same files and texts, exactness beside speed.
 
 Each library works in a process of its own: the first pass over the documents is "cold" (nothing was encoded before, the
-vocabulary is loaded), the median of the next four is "warm".
+vocabulary is loaded), the median of the next four is "warm". They take turns, each round in new processes.
 
     python benchmarks/tokenizer.py [--vocabularies llama2,llama3,qwen,gpt2,minimind] [--libraries neuralforge,...]
-        [--corpora english,udhr] [--threads 1,2]
+        [--corpora english,udhr] [--threads 1,2] [--rounds 3]
 
 English is the paragraphs of all English files of the shared texts in a random order, again and again in another order up to
 20 MB, cut into documents of about 100 KB; so words repeat as they do in English, and whole passages only far apart. `udhr` is
@@ -27,17 +27,19 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
+from turns import ratio, spread, table, verdict
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS, FILES = SHARED / "text", SHARED / "tokenizers"
 SIZE, DOCUMENT = 20_000_000, 100_000
 WARM_PASSES = 4
+OURS = "neuralforge"
+BAR, LLAMA2_BAR = 1.0, 1.5  # times the fastest of the others, cold and warm
 
 Encode = Callable[[list[str], int], Iterable[Sequence[int]]]
 
@@ -246,7 +248,7 @@ def with_kitoken(name: str, path: Path, other: Path) -> Encode:
 
 
 LIBRARIES: Mapping[str, Callable[[str, Path, Path], Encode]] = {
-    "neuralforge": ours,
+    OURS: ours,
     "tokenizers": with_tokenizers,
     "sentencepiece": with_sentencepiece,
     "tiktoken": with_tiktoken,
@@ -302,19 +304,39 @@ def reference(name: str) -> str:
     return {"llama2": "sentencepiece", "minimind": "tokenizers"}.get(name, "tokenizers" if name == "qwen" else "tiktoken")
 
 
-def rows(name: str, corpus: str, threads: int, libraries: Sequence[str], path: Path, other: Path) -> Iterator[str]:
-    size = sum(len(text.encode()) for text in CORPORA[corpus]()) / 1e6
-    expected = digests(LIBRARIES[reference(name)](name, path, other)(CORPORA[corpus](), 2))
-    for library in libraries:
-        found = measure(library, name, path, other, corpus, threads=threads)
-        if isinstance(found, str):
-            if "LookupError" not in found:
-                yield f"| {name} | {corpus} | {threads} | {library} | - | - | {found} |"
+def sides(what: tuple[str, str, int], libraries: Sequence[str], files: tuple[Path, Path], rounds: int) -> dict[str, list[Any]]:
+    """What `measure` found in each round, by library; those that do not read this vocabulary are not there."""
+    name, corpus, threads = what
+    found: dict[str, list[Any]] = {library: [] for library in libraries}
+    for _ in range(rounds):
+        for library, results in found.items():
+            if not results or isinstance(results[-1], tuple):
+                results.append(measure(library, name, *files, corpus, threads=threads))
+    return {library: results for library, results in found.items() if "LookupError" not in results[-1]}
+
+
+def rows(
+    what: tuple[str, str, int], found: dict[str, list[Any]], size: float, expected: Sequence[bytes]
+) -> Iterator[list[str]]:
+    """A row for each library; ours with the ratio to the fastest of the others, cold and warm."""
+    name, corpus, threads = what
+    able = [library for library, results in found.items() if isinstance(results[-1], tuple)]
+    speeds = {library: [[size / one[i] for one in found[library]] for i in (0, 1)] for library in able}
+    bar, made = LLAMA2_BAR if name == "llama2" else BAR, []
+    for library, results in found.items():
+        cells = [name, corpus, str(threads), library]
+        if library not in speeds:
+            made.append([*cells, *[""] * 6, results[-1]])
             continue
-        cold, warm, got = found
-        wrong = sum(a != b for a, b in zip(got, expected, strict=True))
-        exact = f"as {reference(name)}" if not wrong else f"{wrong} of {len(got)} documents differ"
-        yield f"| {name} | {corpus} | {threads} | {library} | {size / cold:.1f} | {size / warm:.1f} | {exact} |"
+        for i in (0, 1):
+            others = {other: spread(speed[i]).median for other, speed in speeds.items() if other != OURS}
+            cells += [spread(speeds[library][i]).text(0), "", ""]
+            if library == OURS and others:
+                times = ratio(speeds[OURS][i], speeds[max(others, key=others.__getitem__)][i])
+                cells[-2:] = [times.text(2), verdict(times.median, bar)]
+        wrong = sum(a != b for a, b in zip(results[-1][2], expected, strict=True))
+        made.append([*cells, f"{wrong} of {len(expected)} documents differ" if wrong else f"as {reference(name)}"])
+    return made
 
 
 def main() -> None:
@@ -323,22 +345,29 @@ def main() -> None:
     parser.add_argument("--libraries", default=",".join(LIBRARIES))
     parser.add_argument("--corpora", default=",".join(CORPORA))
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--rounds", type=int, default=3, help="each is a new process of each library, in turns")
     chosen = parser.parse_args()
     print("\n".join(machine.describe()))
-    peers = [name for name in LIBRARIES if name != "neuralforge"]
+    peers = [name for name in LIBRARIES if name != OURS]
     print("peers    ", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in peers) + "\n")
-    print("| vocabulary | text | threads | library | cold MB/s | warm MB/s | ids |\n|---|---|---|---|---|---|---|")
+    before, lines = machine.processor_seconds(), []
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.vocabularies.split(","):
             path, spec = vocabulary(name)
             other = Path(folder) / name / "tokenizer.json"
             other.parent.mkdir()
             other.write_text(json.dumps(spec), encoding="utf-8")
-            each = partial(rows, name, libraries=chosen.libraries.split(","), path=path, other=other)
             for corpus in chosen.corpora.split(","):
+                texts = CORPORA[corpus]()
+                size = sum(len(text.encode()) for text in texts) / 1e6
+                expected = digests(LIBRARIES[reference(name)](name, path, other)(texts, 2))
                 for threads in map(int, chosen.threads.split(",")):
-                    for line in each(corpus, threads):
-                        print(line, flush=True)
+                    what = (name, corpus, threads)
+                    found = sides(what, chosen.libraries.split(","), (path, other), chosen.rounds)
+                    lines += rows(what, found, size, expected)
+    head = ("vocabulary", "text", "threads", "library", "cold MB/s", "times the fastest other", "bar")
+    print(table((*head, "warm MB/s", "times the fastest other", "bar", "ids"), lines))
+    print(machine.disturbance(before))
 
 
 if __name__ == "__main__":

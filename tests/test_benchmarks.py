@@ -161,6 +161,26 @@ def test_writing_and_reading_are_compared_with_the_fastest_other():
     assert "reads alone" in read and "reads alone" not in written
 
 
+def test_tokenizers_are_compared_with_the_fastest_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = script("tokenizer")
+    asked = []
+
+    def measure(library: str, name: str, path: str, other: str, corpus: str, *, threads: int) -> Any:
+        asked.append(library)
+        times = {tokenizer.OURS: (2.0, 1.0, ["x", "y"]), "quick": (1.0, 4.0, ["x", "z"]), "slow": (4.0, 2.0, ["x", "y"])}
+        return times.get(library, "LookupError: no ranks" if library == "other" else "KeyError: 1")
+
+    monkeypatch.setattr(tokenizer, "measure", measure)
+    what = ("llama2", "udhr", 2)
+    found = tokenizer.sides(what, [tokenizer.OURS, "quick", "slow", "other", "broken"], ("a", "b"), 2)
+    assert asked == [tokenizer.OURS, "quick", "slow", "other", "broken", tokenizer.OURS, "quick", "slow"]
+    ours, quick, slow, broken = tokenizer.rows(what, found, 8.0, ["x", "y"])
+    assert ours[3:7] == [tokenizer.OURS, "4 (4 to 4)", "0.50 (0.50 to 0.50)", "at least 1.5: **not reached**"]
+    assert ours[7:] == ["8 (8 to 8)", "2.00 (2.00 to 2.00)", "at least 1.5: reached", "as sentencepiece"]
+    assert quick[4:] == ["8 (8 to 8)", "", "", "2 (2 to 2)", "", "", "1 of 2 documents differ"]
+    assert (slow[10], broken[3:]) == ("as sentencepiece", ["broken", *[""] * 6, "KeyError: 1"])
+
+
 @pytest.mark.slow
 def test_documents_are_read_alike_by_all_sides(tmp_path: Path) -> None:
     ingest = script("ingest")
