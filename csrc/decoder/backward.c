@@ -34,6 +34,13 @@ static void renormalise(const job *j, int64_t row, int64_t rows) {
     e->kernels->rmsnorm_forward(e->normed + row * D, D, j->x + row * D, D, j->norm->gain, rows, D, e->shape.eps);
 }
 
+/* Whether a gradient of the job's weights needs their input. */
+static int needs_input(const job *j) {
+    for (int i = 0; i < j->n; i++)
+        if (j->p[i]->r || j->p[i]->d_weight) return 1;
+    return 0;
+}
+
 static void gradient_rows(const job *j, int64_t row, int64_t rows) {
     nf_project_gradient_rows(j->e, j->p, j->n, j->s, j->d_y, j->input, j->wants_d_x, row, rows);
 }
@@ -69,8 +76,7 @@ static void down_rows(void *context, int64_t index, int worker) {
     nf_engine *e = j->e;
     int64_t F = e->shape.ffn, row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), at = row * F;
     (void)worker;
-    if (j->p[0]->r || j->p[0]->d_weight)
-        e->kernels->swiglu_forward(e->acted + at, j->b->act.gate + at, j->b->act.up + at, rows * F);
+    if (needs_input(j)) e->kernels->swiglu_forward(e->acted + at, j->b->act.gate + at, j->b->act.up + at, rows * F);
     gradient_rows(j, row, rows);
 }
 
@@ -80,7 +86,7 @@ static void swiglu_backward_rows(void *context, int64_t index, int worker) {
     int64_t F = e->shape.ffn, row = index * ROW_TILE, rows = nf_min(ROW_TILE, j->s->T - row), at = row * F;
     (void)worker;
     e->kernels->swiglu_backward(e->d_gate + at, e->d_up + at, e->d_gate + at, j->b->act.gate + at, j->b->act.up + at, rows * F);
-    renormalise(j, row, rows);
+    if (needs_input(j)) renormalise(j, row, rows);
     gradient_rows(j, row, rows);
 }
 
@@ -129,7 +135,7 @@ static void rotate_back_rows(void *context, int64_t index, int worker) {
         head_norm_backward(j, &j->b->q_norm, e->d_q, j->b->act.q_raw, c->heads, row, rows, partial);
         head_norm_backward(j, &j->b->k_norm, e->d_k, j->b->act.k_raw, c->kv_heads, row, rows, partial + j->tiles * d);
     }
-    renormalise(j, row, rows);
+    if (needs_input(j)) renormalise(j, row, rows);
     gradient_rows(j, row, rows);
 }
 
