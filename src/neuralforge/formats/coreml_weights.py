@@ -117,9 +117,7 @@ def _palettised(values: Array) -> Stored:
     each = rows // groups
     for i in range(groups):
         piece = values[i * each : (i + 1) * each].astype(np.float32)
-        entries = np.sort(_lloyd(np.sort(piece, axis=None))).astype(
-            np.float16
-        )  # not after it: numpy 2.4 sorts some float16 arrays wrongly
+        entries = np.sort(_lloyd(np.sort(piece, axis=None))).astype(np.float16)  # rounding keeps the order
         table[i, 0, :, 0] = entries
         data[i * each : (i + 1) * each] = _nearest(entries.astype(np.float32), piece)
     return Stored("palettised", data, table=table)
