@@ -123,10 +123,10 @@ def plan(
     Raises:
         DataError: rows cannot be used.
     """
-    before = resident_bytes()
     settings = dataclasses.replace(args, on_overflow="truncate") if args.on_overflow == "error" else args
     train = encode(train_dataset, model, settings)
     held_out = None if eval_dataset is None or args.eval_strategy == "no" else encode(eval_dataset, model, settings)
+    before = resident_bytes()  # with the rows, and the words that the tokenizer remembers: a run keeps them too
     order = epoch_order(
         train.lengths,
         epoch=0,
