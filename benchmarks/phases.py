@@ -28,7 +28,7 @@ import peers
 from train import timed_steps
 from turns import Spread, Worker, ratio, spread, table, take_turns
 
-SAMPLES, SECONDS, STACK = 400, 4, 4096  # a second, of the profile at least, bytes of stack kept with each
+SAMPLES, SECONDS, STACK = 400, 4, 16384  # a second, of the profile at least, bytes of stack kept with each
 ROUNDS = 5  # of a step and of the product that it is measured against
 PHASES = (
     "products, forward",
@@ -74,8 +74,9 @@ def phase_of(stack: list[str], where: dict[str, str]) -> str:
         return "optimiser"
     if "cross_entropy" in files:
         return "head and loss"
-    if "attention" in files:
-        return "attention, backward" if any("backward" in name for name in files["attention"]) else "attention, forward"
+    attention = [name for file, names in files.items() if file.startswith("attention") for name in names]
+    if attention:
+        return "attention, backward" if any("backward" in name for name in attention) else "attention, forward"
     products = files["linear"] + files["narrow"]
     if any("prepare" in name for name in products):
         return "rounding or quantising their operands"

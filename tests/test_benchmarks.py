@@ -108,6 +108,8 @@ def test_a_few_documents_are_padded_as_many_are():
         ("multiply nf_linear_tile nf_cross_entropy nf_engine_step", "head and loss"),
         ("softmax_block_avx512 forward_tile nf_pool_run nf_attention_forward", "attention, forward"),
         ("sgemm_kernel nf_matmul backward_group work", "attention, backward"),
+        ("add_pairs backward backward_task take_tasks work", "attention, backward"),
+        ("soften forward_block forward forward_task", "attention, forward"),
         ("swiglu_backward_avx512 nf_pool_run nf_backward", "norms, rotary, SwiGLU, embedding"),
         ("adamw_avx512 nf_adamw", "optimiser"),
         ("__schedule sched_yield nf_pool_run nf_backward nf_engine_step", "waiting"),
@@ -225,7 +227,7 @@ TINY = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, dtype, close", [("lora", "f32", 2e-6), ("full", "f32", 2e-6), ("full", "bf16", 4e-3)])
+@pytest.mark.parametrize("mode, dtype, close", [("lora", "f32", 2e-6), ("full", "f32", 2e-6), ("full", "bf16", 2e-3)])
 def test_both_sides_take_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str, close: float
 ) -> None:
@@ -248,6 +250,7 @@ def test_both_sides_take_the_same_steps(
     rows = [ids[:size] for ids, size in zip(peers.random_rows(3, 20, TINY["vocab_size"]), (20, 5, 13), strict=True)]
     losses = [(ours(rows), theirs(rows)) for _ in range(4)]
     # theirs is float32, and ours may round to bf16
+    assert losses[0] == pytest.approx((losses[0][1],) * 2, rel=max(close / 10, 2e-6))
     assert [one for one, _ in losses] == pytest.approx([other for _, other in losses], rel=close)
     assert losses[3][0] < losses[0][0] * (1 - 1e-3)
 

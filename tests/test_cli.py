@@ -7,10 +7,10 @@ import dataclasses
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,12 @@ def test_no_words_and_unknown_words_show_the_usage(capfd):
 
 @pytest.mark.slow
 def test_help_is_quick():
-    """Of the processor, so that it does not matter who else waits for it; the best of ten, as caches are shared."""
+    """0.3 s on an idle machine; other work on it only adds time, so the best of ten counts."""
     times = []
     for _ in range(10):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "neuralforge", "--help"], check=True, capture_output=True, timeout=30)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "neuralforge", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
     assert min(times) < 0.3, times
 
 

@@ -221,6 +221,6 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=[text[:6] for text in HOSTILE])
 def test_hostile_text_takes_no_long_time(text: str) -> None:
-    began = time.process_time()
+    began = time.perf_counter()
     find(text)
-    assert time.process_time() - began < 4  # takes some tenths of a second
+    assert time.perf_counter() - began < 4  # takes some tenths of a second
