@@ -14,7 +14,7 @@
      NF_PUT(to, v)        NF_W prepared elements, from float32 for bf16 and from whole numbers for int8
      NF_SUMS              where it is defined, a function in place of the one below that multiplies a group of rows
    The family gives NF_W, the vectors vf and vi of NF_W lanes, floats_at, put_floats, put_past (past the caches) and past_done,
-   sum_of_floats, sum_of_units, splat, whole, larger and transpose.  What belongs to a form is undefined at the end. */
+   sum_of_floats, sum_of_units, largest_of_units, splat, whole, larger and transpose.  What belongs to a form is undefined at the end. */
 
 #define NF_FORM static inline __attribute__((always_inline)) NF_TARGET
 
@@ -24,53 +24,74 @@ enum { NF_NAME(UNROLL) = NF_W == 16 ? UNITS_PER_LINE : 1 }; /* units; other fami
 /* -------- activations -------- */
 
 #if NF_INT8
-NF_FORM vf NF_NAME(scaled)(const float *x, const float *factor, int64_t i, int64_t width) {
-    vf v = floats_at(x + i, width - i);
-    return factor ? v * floats_at(factor + i, width - i) : v;
+/* Values from i on; `all` of a vector are there, or those before `width`. */
+NF_FORM vf NF_NAME(scaled)(const float *x, const float *factor, int64_t i, int64_t width, const int all) {
+    const int64_t left = all ? NF_W : width - i;
+    vf v = floats_at(x + i, left);
+    return factor ? v * floats_at(factor + i, left) : v;
 }
 
 /* The largest magnitude of a row; *broken is set where a value is not finite. */
 NF_FORM float NF_NAME(largest)(const float *x, const float *factor, int64_t width, int *broken) {
     const vi magnitude = splat(0x7fffffff);
     vi high[4] = {splat(0), splat(0), splat(0), splat(0)};
-    int32_t lanes[NF_W], top = 0;
+    int64_t i = 0;
     float value;
     /* As integers: magnitudes have the order of their bits, and what is not finite is above all others. */
-    for (int64_t i = 0; i < width; i += 4 * NF_W)
-        for (int k = 0; k < 4; k++) high[k] = larger(high[k], (vi)NF_NAME(scaled)(x, factor, i + NF_W * k, width) & magnitude);
-    high[0] = larger(larger(high[0], high[1]), larger(high[2], high[3]));
-    memcpy(lanes, high, sizeof lanes);
-    for (int k = 0; k < NF_W; k++) top = lanes[k] > top ? lanes[k] : top;
+    for (; i + 4 * NF_W <= width; i += 4 * NF_W)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++)
+            high[k] = larger(high[k], (vi)NF_NAME(scaled)(x, factor, i + NF_W * k, width, 1) & magnitude);
+    for (; i < width; i += NF_W) high[0] = larger(high[0], (vi)NF_NAME(scaled)(x, factor, i, width, 0) & magnitude);
+    int32_t top = largest_of_units(larger(larger(high[0], high[1]), larger(high[2], high[3])));
     *broken = top >= 0x7f800000;
     memcpy(&value, &top, sizeof value);
     return value;
 }
 
-/* How many magnitudes are above `limit`. */
-NF_FORM int32_t NF_NAME(above)(const float *x, int64_t width, float limit) {
+/* Whether no more than `most` magnitudes are above `limit`.  Mostly the first few are too many. */
+NF_FORM int NF_NAME(few_above)(const float *x, int64_t width, float limit, int32_t most) {
     const vi magnitude = splat(0x7fffffff), least = (vi)(limit + (vf)splat(0));
     vi count = splat(0);
-    for (int64_t i = 0; i < width; i += NF_W) count -= ((vi)floats_at(x + i, width - i) & magnitude) > least;
-    return sum_of_units(count);
+    int64_t i = 0;
+    for (; i + 8 * NF_W <= width; i += 8 * NF_W) {
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) count -= ((vi)floats_at(x + i + NF_W * k, NF_W) & magnitude) > least;
+        if (sum_of_units(count) > most) return 0;
+    }
+    for (; i < width; i += NF_W) count -= ((vi)floats_at(x + i, width - i) & magnitude) > least;
+    return sum_of_units(count) <= most;
+}
+
+/* One row, in steps of its largest magnitude / 127. */
+NF_FORM void NF_NAME(prepare_row)(char *to, float *scale, const float *x, const float *factor, int64_t width,
+                                  const nf_taken *taken, int64_t t) {
+    const int64_t filled = nf_narrow_stride(width) - STEP;
+    int broken, outliers = 0;
+    int64_t i = 0;
+    float top = NF_NAME(largest)(x, factor, width, &broken);
+    if (taken && !broken && NF_NAME(few_above)(x, width, top * NF_OUTLIER_RATIO, nf_outliers_most(width)))
+        outliers = nf_outliers_find(&taken->of_rows[t], &top, x, width);
+    if (taken) taken->counts[t] = outliers;
+    *scale = broken ? NAN : top / 127.0f;
+    if (broken || top < NF_NARROW_SMALLEST) {
+        for (; i < filled; i += NF_W) NF_PUT(to + i * NF_SIZE, splat(0));
+        return;
+    }
+    const float inverse = 127.0f / top;
+    for (; i + NF_W <= width; i += NF_W) NF_PUT(to + i * NF_SIZE, whole(NF_NAME(scaled)(x, factor, i, width, 1) * inverse));
+    for (; i < filled; i += NF_W) NF_PUT(to + i * NF_SIZE, whole(NF_NAME(scaled)(x, factor, i, width, 0) * inverse));
+    for (int k = 0; k < outliers; k++) memset(to + taken->of_rows[t].list[k].at * NF_SIZE, NF_OFFSET, NF_SIZE);
 }
 
 static NF_TARGET void NF_NAME(prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
                                        int64_t width, const nf_taken *taken) {
-    const int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
     char *to = out;
-    for (int64_t t = 0; t < rows; t++, to += stride * NF_SIZE, x += ldx) {
-        int broken, outliers = 0;
-        float top = NF_NAME(largest)(x, factor, width, &broken);
-        if (taken && !broken && NF_NAME(above)(x, width, top * NF_OUTLIER_RATIO) <= nf_outliers_most(width))
-            outliers = nf_outliers_find(&taken->of_rows[t], &top, x, width);
-        if (taken) taken->counts[t] = outliers;
-        int quiet = broken || top < NF_NARROW_SMALLEST;
-        const float inverse = quiet ? 0.0f : 127.0f / top;
-        scale[t] = broken ? NAN : top / 127.0f;
-        for (int64_t i = 0; i < filled; i += NF_W)
-            NF_PUT(to + i * NF_SIZE, quiet ? splat(0) : whole(NF_NAME(scaled)(x, factor, i, width) * inverse));
-        for (int k = 0; k < outliers; k++) memset(to + taken->of_rows[t].list[k].at * NF_SIZE, NF_OFFSET, NF_SIZE);
-    }
+    for (int64_t t = 0; t < rows; t++, to += nf_narrow_stride(width) * NF_SIZE, x += ldx)
+        if (factor) /* a loop of its own for each */
+            NF_NAME(prepare_row)(to, scale + t, x, factor, width, taken, t);
+        else
+            NF_NAME(prepare_row)(to, scale + t, x, NULL, width, taken, t);
 }
 #else
 static NF_TARGET void NF_NAME(prepare)(void *out, float *scale, const float *x, int64_t ldx, const float *factor, int64_t rows,
@@ -78,8 +99,11 @@ static NF_TARGET void NF_NAME(prepare)(void *out, float *scale, const float *x, 
     const int64_t stride = nf_narrow_stride(width), filled = stride - STEP;
     uint16_t *to = out;
     (void)scale, (void)factor, (void)taken;
-    for (int64_t t = 0; t < rows; t++, to += stride, x += ldx)
-        for (int64_t i = 0; i < filled; i += NF_W) NF_PUT(to + i, floats_at(x + i, width - i));
+    for (int64_t t = 0; t < rows; t++, to += stride, x += ldx) {
+        int64_t i = 0;
+        for (; i + NF_W <= width; i += NF_W) NF_PUT(to + i, floats_at(x + i, NF_W));
+        for (; i < filled; i += NF_W) NF_PUT(to + i, floats_at(x + i, width - i));
+    }
 }
 
 static NF_TARGET void NF_NAME(prepare_transposed)(uint16_t *out, const float *x, int64_t ldx, int64_t rows, int64_t cols) {

@@ -44,6 +44,12 @@ NF_INLINE float sum_of_floats(vf v) { return ((v[0] + v[4]) + (v[1] + v[5])) + (
 
 NF_INLINE int32_t sum_of_units(vi v) { return v[0] + v[1] + v[2] + v[3] + v[4] + v[5] + v[6] + v[7]; }
 
+NF_INLINE int32_t largest_of_units(vi v) {
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+
 /* In place: 8 vectors of 8 units become their transpose. */
 NF_INLINE void transpose(vi r[8]) {
     __m256i t[8];

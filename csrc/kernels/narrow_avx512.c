@@ -30,6 +30,7 @@ NF_INLINE void put_past(float *p, vf v) { _mm512_stream_ps(p, (__m512)v); }
 NF_INLINE void past_done(void) { _mm_sfence(); }
 NF_INLINE float sum_of_floats(vf v) { return _mm512_reduce_add_ps((__m512)v); }
 NF_INLINE int32_t sum_of_units(vi v) { return _mm512_reduce_add_epi32((__m512i)v); }
+NF_INLINE int32_t largest_of_units(vi v) { return _mm512_reduce_max_epi32((__m512i)v); }
 NF_INLINE vi splat(int32_t x) { return (vi)_mm512_set1_epi32(x); }
 NF_INLINE vi whole(vf v) { return (vi)_mm512_cvtps_epi32((__m512)v); }
 NF_INLINE vi larger(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }

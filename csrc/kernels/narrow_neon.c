@@ -38,6 +38,7 @@ NF_INLINE void put_past(float *p, vf v) { vst1q_f32(p, v); } /* C has no other s
 NF_INLINE void past_done(void) {}
 NF_INLINE float sum_of_floats(vf v) { return vaddvq_f32(v); }
 NF_INLINE int32_t sum_of_units(vi v) { return vaddvq_s32(v); }
+NF_INLINE int32_t largest_of_units(vi v) { return vmaxvq_s32(v); }
 NF_INLINE vi splat(int32_t x) { return vdupq_n_s32(x); }
 NF_INLINE vi whole(vf v) { return vcvtnq_s32_f32(v); }
 NF_INLINE vi larger(vi a, vi b) { return vmaxq_s32(a, b); }

@@ -3,6 +3,8 @@
      NF_TARGET  function attribute that turns the instruction set on
      NF_NAME(x) a name of its own for each function
      NF_W       float lanes of a vector
+   and where there are instructions for them
+     NF_EXP(x), NF_LARGER(a, b), NF_SUM(v)  in place of what vexp, vmax and sum do with plain vectors
    Vectors are the compiler's own vector extension; the tail of a row is handled in a padded vector, so every element goes
    through the same arithmetic wherever it stands. */
 
@@ -45,19 +47,34 @@ NF_INLINE void store_some(float *p, vf v, int64_t n) {
 
 /* Pairwise, so that the order is the same for every vector width's own tree. */
 NF_INLINE float sum(vf v) {
+#ifdef NF_SUM
+    return NF_SUM(v);
+#else
     float lanes[NF_W];
     store(lanes, v);
     for (int step = NF_W / 2; step > 0; step /= 2)
         for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
     return lanes[0];
+#endif
 }
 
 NF_INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
-NF_INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
+
+/* Of a NaN and another the second. */
+NF_INLINE vf vmax(vf a, vf b) {
+#ifdef NF_LARGER
+    return NF_LARGER(a, b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
 
 /* exp(x) with relative error below 2 units in the last place: x = n ln2 + r, |r| <= ln2/2, Taylor to degree 7 in r.
    Below -87.3 the result is 0 (or the smallest normal number), above 88.3 it stays finite; NaN stays NaN. */
 NF_INLINE vf vexp(vf x) {
+#ifdef NF_EXP
+    return NF_EXP(x);
+#else
     const float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, round = 12582912.0f; /* 1.5*2^23 */
     vf zero = {0};
     vi tiny = x < -87.3f;
@@ -74,6 +91,7 @@ NF_INLINE vf vexp(vf x) {
     p = p * r + 1.0f;
     vi power = (__builtin_convertvector(choose(n == n, n, zero), vi) + 127) << 23;
     return choose(tiny, zero, p * (vf)power);
+#endif
 }
 
 /* Run `body` over [0, n) in vectors; `i` is the place, `k` how many lanes count (NF_W but in the tail). */
