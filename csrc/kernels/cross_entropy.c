@@ -17,10 +17,10 @@ enum {
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-/* A function of the shape alone, so that the result does not depend on the number of threads. */
+/* A function of the shape alone, so that the result does not depend on the number of threads.  No stripe is empty. */
 static int64_t stripes_of(int64_t n, int64_t V) {
     int64_t wanted = STRIPES / tiles_of(n, ROWS), chunks = tiles_of(V, CHUNK);
-    return wanted < 1 ? 1 : min64(wanted, chunks);
+    return tiles_of(chunks, tiles_of(chunks, wanted < 1 ? 1 : wanted));
 }
 
 static int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -55,37 +55,43 @@ static void stripe_forward(void *context, int64_t index, int worker) {
     int64_t stripe = index % j->stripes, row = index / j->stripes * ROWS, rows = min64(ROWS, j->n - row);
     float *m = j->m + stripe * j->n + row, *l = j->l + stripe * j->n + row;
     float *acc = j->part_x ? j->part_x + (stripe * j->n + row) * D : NULL, *logits = j->logits + (int64_t)worker * ROWS * CHUNK;
-    float correction[ROWS];
     char *memory = j->workers + worker * worker_bytes(D, j->n);
     nf_operand x = nf_operand_in(memory, j->x + row * D, D, ROWS, D);
     nf_operand p = nf_operand_in(memory + align(nf_operand_bytes(ROWS, D)), logits, CHUNK, ROWS, CHUNK);
     void *scratch = memory + align(nf_operand_bytes(ROWS, D)) + align(nf_operand_bytes(ROWS, CHUNK));
     nf_linear_prepare(head, &x, 0, rows);
     for (int64_t t = 0; t < rows; t++) m[t] = -INFINITY, l[t] = 0.0f;
-    if (acc) memset(acc, 0, (size_t)(rows * D) * sizeof *acc);
-    for (int64_t v = stripe * per, end = min64(V, v + per); v < end; v += CHUNK) {
+    for (int64_t first = stripe * per, v = first, end = min64(V, v + per); v < end; v += CHUNK) {
         int64_t cols = min64(CHUNK, end - v);
         nf_linear_tile(head, logits, CHUNK, &x, 0, rows, v, v + cols, NULL, scratch);
-        for (int64_t t = 0; t < rows; t++) {
-            int64_t target = j->targets[row + t] - v;
-            if (target >= 0 && target < cols) j->target[row + t] = logits[t * CHUNK + target];
-        }
-        j->kernels->softmax_block(logits, CHUNK, rows, cols, 1.0f, cols, 0, m, l, correction);
-        if (!acc) continue;
-        for (int64_t t = 0; t < rows; t++)
-            if (correction[t] != 1.0f) j->kernels->scale(acc + t * D, correction[t], D);
         p.width = cols;
-        nf_linear_prepare_gradient(head, &p, v, 0, rows);
-        nf_addend so_far = {.start = acc, .ld = D};
+        for (int64_t t = 0; t < rows; t++) { /* all that is done with a row, while it is in the cache */
+            float *logit = logits + t * CHUNK;
+            int64_t target = j->targets[row + t] - v;
+            if (target >= 0 && target < cols) j->target[row + t] = logit[target];
+            float correction = j->kernels->softmax_row(logit, cols, &m[t], &l[t]);
+            if (!acc) continue;
+            if (v > first && correction != 1.0f) j->kernels->scale(acc + t * D, correction, D);
+            nf_linear_prepare_gradient(head, &p, v, t, 1);
+        }
+        if (!acc) continue;
+        nf_addend so_far = {.start = v > first ? acc : NULL, .ld = D};
         nf_linear_tile_input(head, acc, D, &p, 0, rows, v, 0, D, &so_far, scratch);
     }
 }
 
-/* Join the stripes of one row: loss, and the frozen head's d_x = softmax-weighted mean of W. */
+/* The target's share of the gradients comes last: a one among thousands of small probabilities would cost them digits. */
+static void subtract_target(const job *j, int64_t t, float *row) {
+    int64_t D = j->head->in;
+    nf_linear_row(j->head, row, j->targets[t]);
+    j->kernels->add_scaled(j->d_x + t * D, row, -1.0f, D);
+    if (j->d_w) j->kernels->add_scaled(j->d_w + j->targets[t] * D, j->x + t * D, -1.0f, D);
+}
+
+/* Join the stripes of one row: loss, and the frozen head's d_x = softmax-weighted mean of W, less the target's row. */
 static void join_row(void *context, int64_t t, int worker) {
     const job *j = context;
     int64_t D = j->head->in, n = j->n;
-    (void)worker;
     float top = -INFINITY, total = 0.0f;
     for (int64_t s = 0; s < j->stripes; s++) top = fmaxf(top, j->m[s * n + t]);
     for (int64_t s = 0; s < j->stripes; s++) total += j->l[s * n + t] * expf(j->m[s * n + t] - top);
@@ -97,6 +103,7 @@ static void join_row(void *context, int64_t t, int worker) {
     memset(j->d_x + t * D, 0, (size_t)D * sizeof *j->d_x);
     for (int64_t s = 0; s < j->stripes; s++)
         j->kernels->add_scaled(j->d_x + t * D, j->part_x + (s * n + t) * D, expf(j->m[s * n + t] - top) / total, D);
+    subtract_target(j, t, (float *)(void *)(j->workers + worker * worker_bytes(D, n))); /* where rows of x were prepared */
 }
 
 /* -------- a trained head -------- */
@@ -151,16 +158,6 @@ static void block_gradients(void *context, int64_t index, int worker) {
     nf_linear_tile_input(j->head, j->d_x + col, D, &p, 0, j->n, v, col, end, &so_far, scratch);
 }
 
-/* The target's share of the gradients comes last: a one among thousands of small probabilities would cost them digits. */
-static void subtract_targets(const job *j, float *row) {
-    int64_t D = j->head->in;
-    for (int64_t t = 0; t < j->n; t++) {
-        nf_linear_row(j->head, row, j->targets[t]);
-        j->kernels->add_scaled(j->d_x + t * D, row, -1.0f, D);
-        if (j->d_w) j->kernels->add_scaled(j->d_w + j->targets[t] * D, j->x + t * D, -1.0f, D);
-    }
-}
-
 /* Operands of a trained head, n rows at a time. */
 static int64_t trained_bytes(int64_t n, int64_t D) {
     return align(nf_operand_bytes(n, D)) + align(nf_operand_bytes(n, BLOCK)) + align(nf_operand_bytes(BLOCK, n));
@@ -203,5 +200,5 @@ void nf_cross_entropy(nf_pool *pool, const nf_kernels *kernels, const nf_linear 
         if (head->narrow) nf_pool_run(pool, rows + chunks, prepare_block, &j);
         nf_pool_run(pool, tiles_of(D, COLUMNS), block_gradients, &j);
     }
-    if (d_x) subtract_targets(&j, row);
+    for (int64_t t = 0; d_w && t < n; t++) subtract_target(&j, t, row);
 }

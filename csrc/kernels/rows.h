@@ -29,6 +29,9 @@ typedef struct nf_kernels {
        In row i only the first `visible + i*causal` columns count (clamped to cols); the others become 0. */
     void (*softmax_block)(float *s, int64_t ld, int64_t rows, int64_t cols, float scale, int64_t visible, int64_t causal,
                           float *m, float *l, float *correction);
+    /* The same for one row of which all n values count, and m a point of reference within 8 of the largest value so far: it
+       moves rarely, so that what was weighted before hardly ever has to be scaled.  Returns the correction. */
+    float (*softmax_row)(float *s, int64_t n, float *m, float *l);
     /* p = exp(scale*s - lse[i]) in place, masked as above. */
     void (*softmax_again)(float *s, int64_t ld, int64_t rows, int64_t cols, float scale, int64_t visible, int64_t causal,
                           const float *lse);

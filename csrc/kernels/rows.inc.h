@@ -224,27 +224,40 @@ NF_INLINE float NF_NAME(exp_row)(float *s, int64_t n, int64_t cols, float scale,
     return sum(total);
 }
 
+/* The largest of `top` and scale * s[0:n]; NaN does not count. */
+NF_INLINE float NF_NAME(top_of)(const float *s, int64_t n, float scale, float top) {
+    if (n < NF_W) {
+        for (int64_t i = 0; i < n; i++) top = s[i] * scale > top ? s[i] * scale : top;
+        return top;
+    }
+    vf high = load(s), other = high;
+    float lanes[NF_W];
+    int64_t i = 0;
+    for (; i + 2 * NF_W <= n; i += 2 * NF_W) high = vmax(load(s + i), high), other = vmax(load(s + i + NF_W), other);
+    if (i + NF_W <= n) high = vmax(load(s + i), high);
+    high = vmax(vmax(load(s + n - NF_W), other), high);
+    store(lanes, high);
+    for (int j = 0; j < NF_W; j++) top = lanes[j] * scale > top ? lanes[j] * scale : top;
+    return top;
+}
+
 NF_KERNEL void NF_NAME(softmax_block)(float *s, int64_t ld, int64_t rows, int64_t cols, float scale, int64_t visible,
                                       int64_t causal, float *m, float *l, float *correction) {
     for (int64_t t = 0; t < rows; t++, s += ld) {
         int64_t n = NF_NAME(seen)(t, cols, visible, causal);
-        float top = m[t];
-        if (n >= NF_W) {
-            vf high = load(s), other = high;
-            int64_t i = 0;
-            for (; i + 2 * NF_W <= n; i += 2 * NF_W) high = vmax(load(s + i), high), other = vmax(load(s + i + NF_W), other);
-            if (i + NF_W <= n) high = vmax(load(s + i), high);
-            high = vmax(vmax(load(s + n - NF_W), other), high);
-            float lanes[NF_W];
-            store(lanes, high);
-            for (int j = 0; j < NF_W; j++) top = lanes[j] * scale > top ? lanes[j] * scale : top;
-        } else {
-            for (int64_t i = 0; i < n; i++) top = s[i] * scale > top ? s[i] * scale : top;
-        }
+        float top = NF_NAME(top_of)(s, n, scale, m[t]);
         correction[t] = n > 0 && m[t] > -FLT_MAX ? expf(m[t] - top) : (n > 0 ? 0.0f : 1.0f);
         m[t] = top;
         l[t] = l[t] * correction[t] + NF_NAME(exp_row)(s, n, cols, scale, top);
     }
+}
+
+NF_KERNEL float NF_NAME(softmax_row)(float *s, int64_t n, float *m, float *l) {
+    const float slack = 8.0f; /* exp of it, and sums of that, are far from the end of float32 */
+    float top = NF_NAME(top_of)(s, n, 1.0f, *m), correction = 1.0f;
+    if (!(top <= *m + slack)) correction = *m > -FLT_MAX ? expf(*m - top) : 0.0f, *m = top;
+    *l = *l * correction + NF_NAME(exp_row)(s, n, n, 1.0f, *m);
+    return correction;
 }
 
 NF_KERNEL void NF_NAME(softmax_again)(float *s, int64_t ld, int64_t rows, int64_t cols, float scale, int64_t visible,
@@ -374,6 +387,7 @@ static const nf_kernels NF_NAME(table) = {
     .swiglu_forward = NF_NAME(swiglu_forward),
     .swiglu_backward = NF_NAME(swiglu_backward),
     .softmax_block = NF_NAME(softmax_block),
+    .softmax_row = NF_NAME(softmax_row),
     .softmax_again = NF_NAME(softmax_again),
     .softmax_backward = NF_NAME(softmax_backward),
     .scale = NF_NAME(scale),

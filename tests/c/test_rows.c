@@ -121,6 +121,23 @@ static void test_softmax(int64_t cols) {
     free(first), free(second), free(dp), free(one), free(two), free(ds);
 }
 
+/* A row in two parts: m moves only where the second is far above the first, and what was summed is scaled with it. */
+static void test_softmax_row(int64_t n, float ahead) {
+    float *s = new_floats(2 * n, 13), *kept = new_floats(2 * n, 13), m = -INFINITY, l = 0.0f;
+    double top = -INFINITY, total = 0.0;
+    for (int64_t i = n; i < 2 * n; i++) s[i] = kept[i] += ahead;
+    for (int64_t i = 0; i < 2 * n; i++) top = fmax(top, (double)kept[i]);
+    for (int64_t i = 0; i < 2 * n; i++) total += exp((double)kept[i] - top);
+    float none = kernels->softmax_row(s, n, &m, &l), before = m, correction = kernels->softmax_row(s + n, n, &m, &l);
+    int right = none == 0.0f && near((float)((double)m + log((double)l)), top + log(total), fabs(top) + 10.0);
+    right &= ahead < 8.0f ? m == before && correction == 1.0f : near(correction, exp((double)before - (double)m), 1.0);
+    for (int64_t i = 0; i < n; i++) right &= near(s[n + i], exp((double)kept[n + i] - (double)m), exp(top - (double)m));
+    s[0] = NAN;
+    kernels->softmax_row(s, n, &m, &l);
+    check_named(right && isnan(l), "softmax_row: a point of reference that moves rarely; NaN stays");
+    free(s), free(kept);
+}
+
 static void test_swiglu(int64_t n) {
     float *gate = hostile(n, 9), *up = new_floats(n, 10), *out = new_floats(n, 0), *d_gate = new_floats(n, 0);
     float *d_up = new_floats(n, 0), *d_out = new_floats(n, 11);
@@ -264,6 +281,7 @@ int main(void) {
         kernels = nf_kernels_for(isa);
         for (int64_t n = 1; n < 70; n += n < 20 ? 1 : 7) test_vectors(n), test_swiglu(n), test_adamw(n);
         for (int64_t n = 2; n < 70; n += 11) test_rmsnorm(n), test_low_rank(n, n % 9 + 1), test_softmax(n);
+        for (int64_t n = 2; n < 70; n += 11) test_softmax_row(n, 2.0f), test_softmax_row(n, 20.0f);
         for (int64_t n = 1; n < 40; n += 6) test_transpose(n, 41 - n), test_rope(n, 0), test_rope(n, 1);
         for (nf_linear_kind kind = NF_LINEAR_F32; kind <= NF_LINEAR_BF16; kind++) test_attention(pool, kind);
         test_cross_entropy(pool);
