@@ -388,14 +388,14 @@ static __attribute__((noinline)) NF_TARGET void weigh(uint16_t *p_rows, uint16_t
     put_pairs(pairs + BLOCK, rows[2], rows[3]);
 }
 
-/* y: 4 rows of C vectors, W apart, += the product of rows, BQ apart, and pairs, from unit u0 on. */
+/* y: 4 rows of C vectors, W apart, += the product of rows, BQ apart, and pairs, from unit u0 on; `first`: y was empty. */
 NF_INLINE void add_rows(float *y, const uint16_t *rows, const uint32_t *pairs, int64_t W, int64_t u0, int64_t units,
-                        const int C, requests *next) {
+                        const int C, int first, requests *next) {
     __m512 sums[16];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < C; c++) sums[r * C + c] = _mm512_loadu_ps(y + r * W + LANES * c);
+        for (int c = 0; c < C; c++) sums[r * C + c] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(y + r * W + LANES * c);
     multiply(sums, rows + 2 * u0, BQ * 2, UNIT, pairs + u0 * W, W, units - u0, 4, C, next);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
@@ -404,14 +404,15 @@ NF_INLINE void add_rows(float *y, const uint16_t *rows, const uint32_t *pairs, i
 }
 
 /* y (keys, W) += the product of rows (keys, queries) and pairs (queries, d); the first key is `ahead` positions behind the first
-   query, and no query before a key sees it. */
+   query, and no query before a key sees it.  `first`: y was empty. */
 static NF_TARGET void add_keys(float *y, const uint16_t *rows, const uint32_t *pairs, int64_t keys, int64_t ahead,
-                               int64_t queries, int64_t d, requests *next) {
+                               int64_t queries, int64_t d, int first, requests *next) {
     const int64_t W = width_of(d), units = up(queries, BLOCK) / 2;
     for (int64_t k = 0; k < keys; k += 4) {
         int64_t u0 = ahead + k > 0 ? (ahead + k) / 2 : 0, i = 0;
-        for (; i + 4 * LANES <= W; i += 4 * LANES) add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 4, next);
-        for (; i < W; i += 2 * LANES) add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 2, next);
+        for (; i + 4 * LANES <= W; i += 4 * LANES)
+            add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 4, first, next);
+        for (; i < W; i += 2 * LANES) add_rows(y + k * W + i, rows + k * BQ, pairs + i, W, u0, units, 2, first, next);
     }
 }
 
@@ -449,14 +450,22 @@ static NF_TARGET void backward_tile(const nf_attention_job *j, room *r, const nf
                       &r->next);
         }
         cols = least(cols, row + rows - k1);
-        add_keys(r->d_v + (k1 - k0) * W, r->p_rows, r->g_pairs, cols, k1 - row, rows, d, &r->next);
-        add_keys(r->d_k + (k1 - k0) * W, r->s_rows, r->q_pairs, cols, k1 - row, rows, d, &r->next);
+        const int first = k1 >= row && h % (a->heads / a->kv_heads) == 0; /* no query saw these keys before */
+        add_keys(r->d_v + (k1 - k0) * W, r->p_rows, r->g_pairs, cols, k1 - row, rows, d, first, &r->next);
+        add_keys(r->d_k + (k1 - k0) * W, r->s_rows, r->q_pairs, cols, k1 - row, rows, d, first, &r->next);
     }
     float scales[BLOCK];
     for (int i = 0; i < BLOCK; i++) scales[i] = a->scale;
     for (int64_t t = 0; t < rows; t += BLOCK)
         if (k0 < row + t + BLOCK)
             put_transposed(j->d_q + (at + t) * H + h * d, H, r->y_t + t * W, least(BLOCK, rows - t), d, scales, k0 > 0);
+}
+
+/* to (rows, d), ld apart = factor * from (rows, W). */
+static NF_TARGET void put_rows(float *to, int64_t ld, const float *from, int64_t rows, int64_t d, float factor) {
+    for (int64_t t = 0; t < rows; t++, to += ld, from += width_of(d))
+        for (int64_t i = 0; i < d; i += LANES)
+            _mm512_mask_storeu_ps(to + i, before_lane(d - i), _mm512_mul_ps(_mm512_loadu_ps(from + i), _mm512_set1_ps(factor)));
 }
 
 /* What the tile of queries at `row` begins with, or behind the last one the next: of the next head, or of the next keys. */
@@ -477,27 +486,26 @@ static void want_next(const nf_attention_job *j, requests *next, const nf_span *
 
 static NF_TARGET void backward(const nf_attention_job *j, const nf_span *span, int64_t kv_head, void *memory) {
     const nf_attention *a = j->a;
-    const int64_t d = a->d, K = a->kv_heads * d, W = width_of(d), group = a->heads / a->kv_heads, T = span->q_len;
+    const int64_t d = a->d, K = a->kv_heads * d, group = a->heads / a->kv_heads, T = span->q_len;
     const uint16_t *k = (const uint16_t *)a->k + span->kv_start * K + kv_head * d;
     const uint16_t *v = (const uint16_t *)a->v + span->kv_start * K + kv_head * d;
     room r;
     furnish(&r, memory, d);
     for (int64_t k0 = 0; k0 < T; k0 += KEYS) {
         int64_t keys = least(KEYS, T - k0), at = (span->kv_start + k0) * K + kv_head * d;
-        memset(r.d_k, 0, (size_t)(KEYS * W) * sizeof *r.d_k);
-        memset(r.d_v, 0, (size_t)(KEYS * W) * sizeof *r.d_v);
         load_halves(r.k_t, r.k_pairs, k + k0 * K, K, keys, d);
         load_halves(r.v_t, NULL, v + k0 * K, K, keys, d);
         for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
             for (int64_t row = k0; row < T; row += BQ) {
                 want_next(j, &r.next, span, row + BQ, h, k0);
+                if (row + BQ >= T && h % group == group - 1) {
+                    want(&r.next, j->d_k + at, keys, 4 * d, 4 * K);
+                    want(&r.next, j->d_v + at, keys, 4 * d, 4 * K);
+                }
                 backward_tile(j, &r, span, row, least(BQ, T - row), h, k0, keys);
             }
-        for (int64_t t = 0; t < keys; t++) {
-            memcpy(j->d_v + at + t * K, r.d_v + t * W, (size_t)d * sizeof *r.d_v);
-            memcpy(j->d_k + at + t * K, r.d_k + t * W, (size_t)d * sizeof *r.d_k);
-            j->kernels->scale(j->d_k + at + t * K, a->scale, d);
-        }
+        put_rows(j->d_v + at, K, r.d_v, keys, d, 1.0f);
+        put_rows(j->d_k + at, K, r.d_k, keys, d, a->scale);
     }
 }
 
