@@ -14,7 +14,8 @@
      NF_PUT(to, v)        NF_W prepared elements, from float32 for bf16 and from whole numbers for int8
      NF_SUMS              where it is defined, a function in place of the one below that multiplies a group of rows
    The family gives NF_W, the vectors vf and vi of NF_W lanes, floats_at, put_floats, put_past (past the caches) and past_done,
-   sum_of_floats, sum_of_units, largest_of_units, splat, whole, larger and transpose.  What belongs to a form is undefined at the end. */
+   sum_of_floats, sum_of_units, largest_of_units, splat, whole, larger and transpose.  What belongs to a form is undefined at
+   the end. */
 
 #define NF_FORM static inline __attribute__((always_inline)) NF_TARGET
 
