@@ -342,44 +342,41 @@ static NF_TARGET void NF_NAME(multiply)(const tile *t, int64_t rows) {
 
 /* -------- one row of activations: each weight is used once, so it is read where it lies -------- */
 
-NF_FORM void NF_NAME(dots)(const nf_narrow *n, float *y, const char *a, const float *a_scale, int64_t o, const int count) {
-    const int64_t size = NF_NAME(W_SIZE), apart = n->ld * size, step = NF_W * NF_NAME(ELEMENTS);
-    const char *w = (const char *)n->w + o * apart;
-    vi sums[AT_ONCE], of_w[AT_ONCE];
-#pragma GCC unroll 12
-    for (int c = 0; c < AT_ONCE; c++) sums[c] = of_w[c] = splat(0);
-    for (int64_t at = 0; at < n->in; at += step) {
-        vi x;
-        memcpy(&x, a + at * NF_SIZE, sizeof x);
-#pragma GCC unroll 12
-        for (int c = 0; c < count; c++) {
-            const char *from = w + c * apart + at * size;
-            if (at * size % LINE == 0) __builtin_prefetch(from + AHEAD, 0, 3);
-            vi row = NF_UNITS(from, (n->in - at) * size);
-            NF_ADD(&sums[c], x, row);
-            if (NF_OFFSET) NF_ADD(&of_w[c], splat(0x01010101), row);
-        }
-    }
-#pragma GCC unroll 12
-    for (int c = 0; c < count; c++)
-        y[c] = NF_INT8 ? (float)(sum_of_units(sums[c]) - NF_OFFSET * sum_of_units(of_w[c])) * *a_scale * n->scale[o + c]
-                       : sum_of_floats((vf)sums[c]);
+/* The products of NF_W units from element i on, of which `left` count. */
+NF_FORM void NF_NAME(add_part)(vi *sum, vi *of_w, const char *a, const char *w, int64_t i, int64_t left) {
+    const char *from = w + i * NF_NAME(W_SIZE);
+    vi x, row;
+    memcpy(&x, a + i * NF_SIZE, sizeof x);
+    if (i * NF_NAME(W_SIZE) % LINE == 0) __builtin_prefetch(from + AHEAD, 0, 3);
+    row = NF_UNITS(from, left * NF_NAME(W_SIZE));
+    NF_ADD(sum, x, row);
+    if (NF_OFFSET) NF_ADD(of_w, splat(0x01010101), row);
+}
+
+/* The product with row o of the weight.  Row after row is one stream of memory: a processor reads it a third faster than four
+   rows side by side. */
+NF_FORM float NF_NAME(dot)(const nf_narrow *n, const char *a, const float *a_scale, int64_t o) {
+    const int64_t step = NF_W * NF_NAME(ELEMENTS);
+    const char *w = (const char *)n->w + o * n->ld * NF_NAME(W_SIZE);
+    vi sums[4], of_w[4]; /* several, because one would wait for itself */
+    int64_t i = 0;
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) sums[k] = of_w[k] = splat(0);
+    for (; i + 4 * step <= n->in; i += 4 * step)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) NF_NAME(add_part)(&sums[k], &of_w[k], a, w, i + k * step, step);
+    for (; i < n->in; i += step) NF_NAME(add_part)(&sums[0], &of_w[0], a, w, i, n->in - i);
+    if (!NF_INT8) return sum_of_floats(((vf)sums[0] + (vf)sums[1]) + ((vf)sums[2] + (vf)sums[3]));
+    vi sum = (sums[0] + sums[1]) + (sums[2] + sums[3]), offset = (of_w[0] + of_w[1]) + (of_w[2] + of_w[3]);
+    return (float)(sum_of_units(sum) - NF_OFFSET * sum_of_units(offset)) * *a_scale * n->scale[o];
 }
 
 static NF_TARGET void NF_NAME(one_row)(const nf_narrow *n, float *y, const void *a, const float *a_scale, int64_t o0,
                                        int64_t o1, const nf_addend *add) {
-    float sums[AT_ONCE];
-    for (int64_t o = o0; o < o1; o += AT_ONCE) {
-        int64_t count = min64(AT_ONCE, o1 - o);
-        if (count == AT_ONCE)
-            NF_NAME(dots)(n, sums, a, a_scale, o, AT_ONCE);
-        else
-            for (int64_t c = 0; c < count; c++) NF_NAME(dots)(n, sums + c, a, a_scale, o + c, 1);
-        for (int64_t i = 0, c = o - o0; i < count; i++, c++) {
-            float value = sums[i] + (add->bias ? add->bias[c] : 0.0f) + (add->start ? add->start[c] : 0.0f);
-            for (int64_t k = 0; k < add->r; k++) value += add->scale * add->u[k] * add->v[k * add->v_k + c * add->v_c];
-            y[c] = value;
-        }
+    for (int64_t o = o0, c = 0; o < o1; o++, c++) {
+        float value = NF_NAME(dot)(n, a, a_scale, o) + (add->bias ? add->bias[c] : 0.0f) + (add->start ? add->start[c] : 0.0f);
+        for (int64_t k = 0; k < add->r; k++) value += add->scale * add->u[k] * add->v[k * add->v_k + c * add->v_c];
+        y[c] = value;
     }
 }
 

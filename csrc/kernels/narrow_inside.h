@@ -14,8 +14,7 @@ enum {
     FLOATS_PER_LINE = 16, /* of float32 */
     UNITS_PER_LINE = 4,   /* units that are multiplied for each line that is asked for */
     BLOCK = 4096,         /* bytes of a weight's row into which the summed index is cut: a panel of one stays in the cache */
-    AT_ONCE = 4,          /* rows of the weight side by side, for one row of activations */
-    AHEAD = 8192,         /* bytes: how early memory is asked for then */
+    AHEAD = 8192,         /* bytes: how early memory is asked for, for one row of activations */
     MOST_COLUMNS = 32     /* of a panel in any form */
 };
 
