@@ -336,6 +336,21 @@ def test_narrow_weights_are_close_to_float32(dtype: str) -> None:
     assert relative(one_by_one, whole) < 2e-2  # another order of sums can round an activation the other way
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_training_session_writes_what_one_for_inference_does(variant: str) -> None:
+    """One by one, after a step that has left its activations behind."""
+    config = VARIANTS[variant]
+    weights, s, logits = random_weights(config), stream([37, 5, 90], config.vocab_size), []
+    for train in ("lora", "none"):
+        session = cpu.open(config, weights, train=train, lora=ALL, max_tokens=132)
+        fill(session)
+        if train == "lora":
+            session.loss_and_grads(s)
+        cache = session.new_cache(20)
+        logits.append([session.logits(s.tokens[i : i + 1], cache).tobytes() for i in range(20)])
+    assert logits[0] == logits[1]
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 def test_narrow_threads_give_the_same_bytes(dtype: str) -> None:
     weights, s = random_weights(TINY), stream([150, 70, 130], TINY.vocab_size)

@@ -139,6 +139,14 @@ static void rotate_back_rows(void *context, int64_t index, int worker) {
     gradient_rows(j, row, rows);
 }
 
+/* The queries of the forward pass again. */
+static void rotate_query_rows(void *context, int64_t index, int worker) {
+    const job *j = context;
+    int64_t row = index * ROW_TILE;
+    (void)worker;
+    nf_rotate_queries(j->e, j->b, row, nf_min(ROW_TILE, j->s->T - row));
+}
+
 /* From the gradient of the normed input of the half above. */
 static void attention_backward(nf_engine *e, const stream *s, block *b, int down_to_input) {
     activations *a = &b->act;
@@ -152,6 +160,7 @@ static void attention_backward(nf_engine *e, const stream *s, block *b, int down
     norm_backward(&j);
     nf_project_backward(e, o, 1, d_x, a->attended, deeper ? e->d_attended : NULL, s);
     if (!deeper) return;
+    if (a->q_raw) nf_pool_run(e->pool, tiles, rotate_query_rows, &j);
     nf_attention attention = nf_attention_of(e, s, a);
     nf_attention_backward(e->pool, e->kernels, &attention, e->d_q, e->d_k, e->d_v, e->d_attended, a->attended, a->lse, a->q,
                           e->attention_scratch);

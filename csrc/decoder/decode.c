@@ -142,7 +142,7 @@ static void decode_block(step *j) {
     projection *gate_up[] = {&b->p[P_GATE], &b->p[P_UP]}, *down[] = {&b->p[P_DOWN]};
 
     nf_pool_run(e->pool, n, attention_norm_row, j);
-    multiply((product){.s = j, .p = qkv, .n = 3, .y = (float *const[]){a->q, a->k, a->v}, .x = e->normed});
+    multiply((product){.s = j, .p = qkv, .n = 3, .y = (float *const[]){nf_q_before(a), nf_k_before(a), a->v}, .x = e->normed});
     nf_pool_run(e->pool, n, rotate_row, j);
     nf_pool_run(e->pool, n * e->shape.kv_heads, attend, j);
     nf_pool_run(e->pool, n, attended_row, j);

@@ -231,14 +231,14 @@ static nf_linear kv_form_of(const nf_engine *e) {
 static void place_activations(const nf_engine *e, arena *a, activations *act, int64_t T, int training) {
     const nf_shape *c = &e->shape;
     int64_t H = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
-    act->q = floats(a, T * H);
+    int raw = training && c->qk_norm;
+    act->q = raw ? e->q : floats(a, T * H);
     if (e->kv_form.kind == NF_LINEAR_F32) {
         act->keys = act->k = floats(a, T * K), act->values = act->v = floats(a, T * K);
     } else {
         act->k = e->d_k, act->v = e->d_v; /* free until the backward pass */
         act->keys = take(a, T * K, sizeof(uint16_t)), act->values = take(a, T * K, sizeof(uint16_t));
     }
-    int raw = training && c->qk_norm;
     act->q_raw = raw ? floats(a, T * H) : NULL, act->k_raw = raw ? floats(a, T * K) : NULL;
     act->attended = floats(a, T * H);
     act->lse = training ? floats(a, T * c->heads) : NULL;
@@ -275,6 +275,7 @@ static void place_all(nf_engine *e, arena *a, int64_t lora_width, int dropout, i
     e->entropy_scratch = floats(a, nf_cross_entropy_scratch(T, D, c->vocab, workers, e->mode == NF_MODE_FULL));
 
     if (training) {
+        e->q = c->qk_norm ? floats(a, T * H) : NULL;
         e->d_q = floats(a, T * H), e->d_k = floats(a, T * K), e->d_v = floats(a, T * K), e->d_attended = floats(a, T * H);
         e->d_gate = floats(a, T * F), e->d_up = floats(a, T * F), e->d_normed = floats(a, T * D),
         e->d_picked = floats(a, T * D);

@@ -33,7 +33,7 @@ typedef struct norm {
 /* What the forward pass leaves for the backward pass, one set per layer in training and one in all in inference. */
 typedef struct activations {
     float *x;             /* (T, hidden) input of the block */
-    float *q, *k, *v;     /* (T, heads*d), (T, kv_heads*d) x2, after norm and rotation */
+    float *q, *k, *v;     /* (T, heads*d), (T, kv_heads*d) x2, after norm and rotation; q is shared where q_raw is kept */
     void *keys, *values;  /* k and v as attention reads them: themselves, or in bf16 (then k and v are shared scratch) */
     float *q_raw, *k_raw; /* before the q/k norm; NULL without one */
     float *attended;      /* (T, heads*d) */
@@ -67,6 +67,7 @@ struct nf_engine {
     float *cosine, *sine; /* (T, rotary/2) */
     float *normed;        /* (T, hidden) */
     float *acted;         /* (T, ffn): silu(gate) * up */
+    float *q;             /* (T, heads*d) in training with a q norm: cheaper to compute again than to keep for every layer */
     float *d_q, *d_k, *d_v, *d_attended;
     float *d_gate, *d_up, *d_normed;
     float *d_h;               /* (T, sum of r over a block) */
@@ -126,8 +127,13 @@ void nf_forward_again(nf_engine *e, const stream *s, int64_t layer);
 /* Cosines and sines of one row. */
 void nf_rope_angles(nf_engine *e, int64_t t, int32_t position);
 
-/* q/k norm and rotation of some rows. */
+/* Where the products leave q and k, before norm and rotation. */
+static inline float *nf_q_before(const activations *a) { return a->q_raw ? a->q_raw : a->q; }
+static inline float *nf_k_before(const activations *a) { return a->k_raw ? a->k_raw : a->k; }
+
+/* q/k norm and rotation of some rows, and of their q alone. */
 void nf_rotate(nf_engine *e, const block *b, int64_t row, int64_t rows);
+void nf_rotate_queries(nf_engine *e, const block *b, int64_t row, int64_t rows);
 
 /* backward.c: e->x holds the gradient of the last block's output on entry. */
 void nf_backward(nf_engine *e, const stream *s);

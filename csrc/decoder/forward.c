@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Forward pass of the blocks: x += attention(norm(x)); x += swiglu(norm(x)). */
 #include <math.h>
-#include <string.h>
+#include <stddef.h>
 
 #include "../kernels/convert.h"
 #include "engine.h"
@@ -49,21 +49,21 @@ static void attention_norm_rows(void *context, int64_t index, int worker) {
     norm_and_lora(j, &j->b->attn_norm, j->act->x, qkv, 3, row, nf_min(ROW_TILE, j->s->T - row), worker);
 }
 
-void nf_rotate(nf_engine *e, const block *b, int64_t row, int64_t rows) {
+/* Norm and rotation of some rows of heads, from `raw`, which may be x itself. */
+static void rotate_heads(nf_engine *e, const norm *n, float *x, const float *raw, int64_t heads, int64_t row, int64_t rows) {
     const nf_shape *c = &e->shape;
-    const activations *a = &b->act;
-    int64_t d = c->head_dim, half = c->rotary / 2, H = c->heads * d, K = c->kv_heads * d;
-    if (b->q_norm.gain) {
-        if (a->q_raw) {
-            memcpy(a->q_raw + row * H, a->q + row * H, (size_t)(rows * H) * sizeof(float));
-            memcpy(a->k_raw + row * K, a->k + row * K, (size_t)(rows * K) * sizeof(float));
-        }
-        e->kernels->rmsnorm_forward(a->q + row * H, d, a->q + row * H, d, b->q_norm.gain, rows * c->heads, d, c->eps);
-        e->kernels->rmsnorm_forward(a->k + row * K, d, a->k + row * K, d, b->k_norm.gain, rows * c->kv_heads, d, c->eps);
-    }
-    const float *cosine = e->cosine + row * half, *sine = e->sine + row * half;
-    e->kernels->rope(a->q + row * H, H, cosine, sine, rows, c->heads, d, half, c->interleaved, 1.0f);
-    e->kernels->rope(a->k + row * K, K, cosine, sine, rows, c->kv_heads, d, half, c->interleaved, 1.0f);
+    int64_t d = c->head_dim, half = c->rotary / 2, width = heads * d, at = row * width;
+    if (n->gain) e->kernels->rmsnorm_forward(x + at, d, raw + at, d, n->gain, rows * heads, d, c->eps);
+    e->kernels->rope(x + at, width, e->cosine + row * half, e->sine + row * half, rows, heads, d, half, c->interleaved, 1.0f);
+}
+
+void nf_rotate_queries(nf_engine *e, const block *b, int64_t row, int64_t rows) {
+    rotate_heads(e, &b->q_norm, b->act.q, nf_q_before(&b->act), e->shape.heads, row, rows);
+}
+
+void nf_rotate(nf_engine *e, const block *b, int64_t row, int64_t rows) {
+    nf_rotate_queries(e, b, row, rows);
+    rotate_heads(e, &b->k_norm, b->act.k, nf_k_before(&b->act), e->shape.kv_heads, row, rows);
 }
 
 /* q/k norm, rotation, and the way of k and v to where attention reads them. */
@@ -122,7 +122,7 @@ static void forward_block(nf_engine *e, const stream *s, int64_t layer, float *o
     projection *gate_up[] = {&b->p[P_GATE], &b->p[P_UP]}, *down[] = {&b->p[P_DOWN]};
 
     nf_pool_run(e->pool, row_tiles, attention_norm_rows, &j);
-    nf_project(e, qkv, 3, (float *const[]){a->q, a->k, a->v}, e->normed, NULL, s->T);
+    nf_project(e, qkv, 3, (float *const[]){nf_q_before(a), nf_k_before(a), a->v}, e->normed, NULL, s->T);
     nf_pool_run(e->pool, row_tiles, rotate_rows, &j);
 
     nf_attention attention = nf_attention_of(e, s, a);
