@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from . import read_csv, read_json
+from . import read_csv, read_json, read_pdf
 from .decoding import Decoded, decode
 from .errors import DataError
 from .files import UNREADABLE
@@ -22,6 +22,7 @@ log = logging.getLogger("neuralforge")
 MAPPED = "bin"  # files of token ids, which are not read but mapped
 KINDS = ".txt, .md, .jsonl, .csv, .html, .docx or .pdf"  # what errors advise; _KINDS has all
 _PIECE = 1 << 20  # characters: longer JSON and CSV go to a child, JSON Lines in pieces of about this size
+_SHARE = 256 << 10  # bytes: longer PDFs are read by several children, each a share of the pages; opening takes a fortieth
 
 
 def _unreadable(label: str, error: OSError) -> DataError:
@@ -121,11 +122,13 @@ class Part:
         kind: "tokens", "text", or a kind that `Sandbox.read` takes.
         content: its characters, or the bytes of a file that is no text; nothing of files that are mapped.
         first: number of its first line.
+        share: which stretch of the pages of a long PDF it is, see `read_pdf.read`; its content is the whole file.
     """
 
     kind: str
     content: str | bytes = ""
     first: int = 1
+    share: tuple[int, int] | None = None
 
     @property
     def foreign(self) -> bool:
@@ -151,13 +154,14 @@ class Content:
     warnings: tuple[str, ...] = ()
 
 
-def open_parts(data: bytes, path: Path, label: str) -> Content:
+def open_parts(data: bytes, path: Path, label: str, *, children: int = 1) -> Content:
     """Decode a file if it is a text, and cut it where its format permits.
 
     Args:
         data: the content; not used of files that are mapped.
         path: decides by its extension how the content is read.
         label: what rows and errors call the file.
+        children: how many can read at a time; a long PDF is cut for so many.
 
     Raises:
         DataError: of a kind that is not read, or no text.
@@ -166,6 +170,9 @@ def open_parts(data: bytes, path: Path, label: str) -> Content:
     if kind == MAPPED:
         return Content((Part("tokens"),))
     if kind in FOREIGN:
+        shares = min(len(data) // _SHARE, children) if kind == "pdf" else 1
+        if shares > 1:
+            return Content(tuple(Part(kind, data, share=(i, shares)) for i in range(shares)))
         return Content((Part(FOREIGN[kind], data),))
     if kind not in _KINDS:
         raise DataError(f"{label}: {kind or 'a file without extension'} is not read yet", hint=f"save it as {KINDS}")
@@ -184,6 +191,11 @@ def _parts(kind: str, text: str) -> Iterator[Part]:
         yield Part("lines", text[at:end], line)
         line += text.count("\n", at, end)
         at = end
+
+
+def joined(parts: Sequence[Part], items: list[Item], label: str) -> list[Item]:
+    """What was read of a file; the pages of a PDF that was read in shares become its one row."""
+    return list(read_pdf.join(items, label)) if any(part.share for part in parts) else items
 
 
 def check_rows(items: Sequence[Item], label: str) -> None:

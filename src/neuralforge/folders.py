@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .documents import MAPPED, Content, Part, check_rows, open_content, open_parts, read_content, told
+from .documents import MAPPED, Content, Part, check_rows, joined, open_content, open_parts, read_content, told
 from .errors import DataError
 from .records import Item, Replaced
 from .sandbox import Sandbox
@@ -109,8 +109,9 @@ def read_files(
 
     waiting: deque[tuple[int, float, Future[_Loaded]]] = deque()
     size_ahead, cost_ahead = 0, 0.0
-    with Workers(_core.available_threads()) as workers, Sandbox() as sandbox:
-        loading = _Loading(workers, sandbox, password, known)
+    children = _core.available_threads()
+    with Workers(children) as workers, Sandbox() as sandbox:
+        loading = _Loading(workers, sandbox, children, password, known)
         for label, path in files:
             size = file_size(path)
             cost = size * _WEIGHT.get(path.suffix.lower(), 1)
@@ -142,6 +143,7 @@ class _Loading:
 
     workers: Workers
     sandbox: Sandbox
+    children: int
     password: str
     known: Callable[[str, str], bool] | None
 
@@ -152,7 +154,7 @@ class _Loading:
             base = FileRead(label, file_size(path), digest)
             if self.known is not None and self.known(label, digest):
                 return _Loaded(replace(base, known=True), path, Content(()), ())
-            content = open_parts(data, path, label)
+            content = open_parts(data, path, label, children=self.children)
         except DataError as error:
             return _Loaded(FileRead(label, error=error), path, Content(()), ())
         part_cost = cost / len(content.parts)
@@ -168,8 +170,8 @@ class _Loading:
     def _hand_on(self, part: Part, label: str, cost: float) -> Future[list[Item] | None] | None:
         if not part.foreign:
             return None
-        read = partial(self.sandbox.read, part.kind, part.content, label, password=self.password, first=part.first)
-        return self.workers.submit(read, cost=cost)
+        order = partial(self.sandbox.read, part.kind, part.content, label, password=self.password)
+        return self.workers.submit(partial(order, first=part.first, share=part.share), cost=cost)
 
 
 def _hash(path: Path, label: str) -> str:
@@ -191,6 +193,7 @@ def _finish(file: _Loaded) -> FileRead:
         for part, reading in zip(file.content.parts, file.reading, strict=True):
             found = reading.result() if reading is not None else None
             items += part.read(file.path, label) if found is None else found
+        items = joined(file.content.parts, items, label)
         check_rows(items, label)
     except DataError as error:
         return replace(file.base, error=error)

@@ -8,13 +8,15 @@ Such files are told apart here, before pypdf follows them; what is left is stopp
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from .errors import DataError
 from .records import Item, Row, clean, document
 
 NO_TEXT = "no text layer: needs OCR"
+_SAVE_AGAIN = "open it in a viewer and save it again, or remove it"
 _KNOWN = "7.1."  # versions of pypdf whose code `pdf_text` goes by
 _MOST_PAGES = 100_000
 _DEEPEST = 100  # page trees of real files are a few levels deep
@@ -60,37 +62,53 @@ def prepare() -> None:
         pdf_text.install()
 
 
-def read(data: bytes, label: str, *, password: str = "") -> Iterator[Item]:
+def read(data: bytes, label: str, *, password: str = "", share: Sequence[int] | None = None) -> Iterator[Item]:
     """One row with the text of all pages, which knows where each begins; pages that are only a picture are skipped.
+
+    Args:
+        share: (i, n) for the i-th of n stretches of the pages, from 0: one row for each page, which `join` puts together.
 
     Raises:
         DataError: not a PDF, encrypted, without text, or made to exhaust the reader.
     """
+    pages = _pages(data, label, password, share or (0, 1))
+    yield from pages if share else join(pages, label)
+
+
+def join(pages: Iterable[Item], label: str) -> Iterator[Item]:
+    """What `read` gives for a file, from what it gives for its shares in order."""
+    items = list(pages)
+    rows = [item for item in items if isinstance(item, Row)]
+    skips = [item for item in items if isinstance(item, tuple)]
+    if not rows:
+        reason = next((problem for _, problem in skips if problem != NO_TEXT), NO_TEXT)
+        raise DataError(f"{label}: {reason}", hint="run the file through an OCR program first")
+    yield from skips
+    texts = [row.data["text"] for row in rows]
+    starts = accumulate((len(text) + 2 for text in texts), initial=0)
+    places = tuple((at, row.source) for at, row in zip(starts, rows, strict=False))
+    yield Row({"text": document("\n\n".join(texts), label)}, label, places)
+
+
+def _pages(data: bytes, label: str, password: str, share: Sequence[int]) -> Iterator[Item]:
+    """A row for each page of a share that has text, and why there is none for each that should."""
     try:
         reader = _open(data, label, password)
         _check_tree(reader, label)
-        pages = [_page(page, number, label) for number, page in enumerate(reader.pages, 1)]
+        if not len(reader.pages):
+            raise DataError(f"{label}: has no pages", hint=_SAVE_AGAIN)
+        number, shares = share
+        first, end = (len(reader.pages) * part // shares for part in (number, number + 1))
+        pages = [_page(reader.pages[at], at + 1, label) for at in range(first, end)]
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes pypdf raise errors of many kinds
-        hint = "open it in a viewer and save it again, or remove it"
-        raise DataError(f"{label}: not a readable PDF: {_short(error)}", hint=hint) from error
-    readable = [(number, text) for number, (text, _) in enumerate(pages, 1) if text]
-    if not readable:
-        raise DataError(f"{label}: {_why_nothing(pages)}", hint="run the file through an OCR program first")
-    for number, (text, problem) in enumerate(pages, 1):
-        if problem and not text:
-            yield f"{label} page {number}", problem
-    places, at = [], 0
-    for number, text in readable:
-        places.append((at, f"page {number}"))
-        at += len(text) + 2
-    yield Row({"text": document("\n\n".join(text for _, text in readable), label)}, label, tuple(places))
-
-
-def _why_nothing(pages: list[tuple[str, str]]) -> str:
-    other = next((problem for _, problem in pages if problem and problem != NO_TEXT), None)
-    return other or NO_TEXT
+        raise DataError(f"{label}: not a readable PDF: {_short(error)}", hint=_SAVE_AGAIN) from error
+    for at, (text, problem) in enumerate(pages, first + 1):
+        if text:
+            yield Row({"text": text}, f"page {at}")
+        elif problem:
+            yield f"{label} page {at}", problem
 
 
 def _open(data: bytes, label: str, password: str) -> Any:
@@ -146,7 +164,7 @@ def _page(page: Any, number: int, label: str) -> tuple[str, str]:
     except Exception as error:
         if type(error).__name__ == "LimitReachedError":  # not in every version
             raise _bomb(label, f"page {number}: {_short(error)}") from error
-        if not isinstance(error, (PdfReadError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)):
+        if not isinstance(error, (PdfReadError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError)):
             raise
         return "", f"cannot be read: {_short(error)}"
     resources = page.get("/Resources")

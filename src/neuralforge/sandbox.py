@@ -50,7 +50,16 @@ class Sandbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def read(self, kind: str, content: bytes | str, label: str, *, password: str = "", first: int = 1) -> list[Item] | None:
+    def read(
+        self,
+        kind: str,
+        content: bytes | str,
+        label: str,
+        *,
+        password: str = "",
+        first: int = 1,
+        share: tuple[int, int] | None = None,
+    ) -> list[Item] | None:
         """The rows of a file and what was left out; None for rows of token ids in a text, which have to be read elsewhere.
 
         Args:
@@ -58,12 +67,13 @@ class Sandbox:
             label: what rows and errors call the file.
             password: for encrypted PDFs.
             first: number of the first line, for "lines".
+            share: which stretch of the pages, for "pdf": see `read_pdf.read`.
 
         Raises:
             DataError: damaged, encrypted, without text, or it took its reader too much memory or time.
         """
         data = content.encode(errors="surrogatepass") if isinstance(content, str) else content
-        order = {"kind": kind, "label": label, "password": password, "first": first}
+        order = {"kind": kind, "label": label, "password": password, "first": first, "share": share}
         group = "parquet" if kind == "parquet" else "documents"
         child = self._take(group)
         answer = child.ask(order, data)

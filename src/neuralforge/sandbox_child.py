@@ -42,7 +42,7 @@ _READERS: dict[str, Callable[..., Iterable[Item]]] = {
     "csv": read_csv.read,
 }
 TEXTS = ("json", "lines", "csv")  # what comes decoded, in UTF-8
-_OPTIONS = {"pdf": "password", "lines": "first"}
+_OPTIONS = {"pdf": ("password", "share"), "lines": ("first",)}
 
 
 def main(group: str) -> None:
@@ -147,7 +147,7 @@ def _limit(kind: int, value: int) -> None:
 def _result(order: dict[str, Any], data: bytes, texts: list[str]) -> dict[str, Any]:
     """The answer without its texts; without anything where numpy would be needed."""
     kind = order["kind"]
-    options = {_OPTIONS[kind]: order[_OPTIONS[kind]]} if kind in _OPTIONS else {}
+    options = {name: order[name] for name in _OPTIONS.get(kind, ())}
     content = data.decode(errors="surrogatepass") if kind in TEXTS else data
     try:
         return {"items": list(_plain(_READERS[kind](content, order["label"], **options), texts))}
