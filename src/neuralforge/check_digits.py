@@ -54,14 +54,15 @@ def iban(text: str) -> bool:
 
 def iban_alone(text: str) -> str:
     """The text up to the length that the country has; what follows may look alike."""
-    length = _IBAN_LENGTHS.get(text[:2], 0)
+    length = _IBAN_LENGTHS.get(text[:2].upper(), 0)
     places = [match.end() for match in re.finditer(r"\w", text)]
     return text[: places[length - 1]] if 0 < length <= len(places) else text
 
 
 def ssn(text: str) -> bool:
     """United States: no 000, 666 or 9xx in front, no part of zeros."""
-    area, group, serial = re.split(r"[- ]", text)
+    plain = "".join(map(str, _digits(text)))
+    area, group, serial = plain[:3], plain[3:5], plain[5:]
     return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
 
 
@@ -83,6 +84,24 @@ def steuer_id(text: str) -> bool:
         product = total * 2 % 11
     counts = sorted(digits[:10].count(d) for d in set(digits[:10]))
     return (11 - product) % 10 == digits[10] and counts[-1] in (2, 3) and counts[-2] == 1 and digits[0] != 0
+
+
+def _crosswise(text: str, weights: tuple[int, ...]) -> bool:
+    """Products in place of digits, of which again the digits are added; a letter is its number in two digits, A 01."""
+    plain = "".join(c if c.isdigit() else f"{ord(c) - 64:02}" for c in text if c.isalnum())
+    products = (int(d) * w for d, w in zip(plain, weights, strict=False))
+    return sum(p // 10 + p % 10 for p in products) % 10 == int(plain[-1])
+
+
+def rentenversicherung(text: str) -> bool:
+    """Germany, pension insurance: check digit by weights, and a birthday; a day above 50 tells people of one birthday apart."""
+    day, month = int("".join(map(str, _digits(text)))[2:4]) % 50, int("".join(map(str, _digits(text)))[4:6])
+    return 1 <= day <= 31 and 1 <= month <= 12 and _crosswise(text, (2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1))
+
+
+def krankenversicherung(text: str) -> bool:
+    """Germany, health insurance: the part of the number that stays for life."""
+    return _crosswise(text, (1, 2, 1, 2, 1, 2, 1, 2, 1, 2))
 
 
 def nir(text: str) -> bool:

@@ -54,15 +54,17 @@ class Rule:
 _EDGE, _END = r"(?<![\w.-])", r"(?![\w-]|\.\d)"
 _DATE = (
     r"(?:\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2})|\d{4}[./-]\d{1,2}[./-]\d{1,2}"
+    r"|\d{1,2}[ -]?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?[ -]?(?:\d{4}|\d{2})(?!\d)"
     r"|\d{1,2}(?:st|nd|rd|th|\.)?\s+(?:(?:of|de)\s+)?[A-Za-zäéû]{3,10}\.?,?\s+(?:de\s+)?\d{4}|[A-Za-z]{3,9}\.?\s+\d{1,2}(?:st|nd|rd|th)?,?\s+\d{4})"
 )
 _BORN = (
-    r"(?:\b(?:date\s+of\s+birth|birth\s*date|birthday|born(?:\s+on)?|d\.?o\.?b\.?|geboren(?:\s+am)?|geburtsdatum|geb\."
-    r"|n[ée]e?\s+le|date\s+de\s+naissance|fecha\s+de\s+nacimiento|nacid[oa]\s+el|data\s+di\s+nascita|nat[oa]\s+il)\s*(?:[:=-]|is\b|was\b)?\s*(?:the\s+|el\s+)?)"
+    r"(?:\b(?:date\s+of\s+birth|birth\s*date|birthday|d\.?o\.?b\.?|geburtsdatum|geb\.?-?\s?datum"
+    r"|born(?:\s+in\s+[^\d\n]{2,30}?)?(?:\s+on)?|(?:geboren|geb\.)(?:\s+in\s+[^\d\n]{2,30}?)?(?:\s+am)?"
+    r"|n[ée]e?\s+le|date\s+de\s+naissance|fecha\s+de\s+nacimiento|nacid[oa]\s+el|data\s+di\s+nascita|nat[oa]\s+il)\s*(?:\([^()\n]{1,20}\)\s*)?(?:[:=|-]|is\b|was\b)?\s*(?:the\s+|el\s+)?)"
 )
 _RECORD = (
-    r"(?:\b(?:mrn|medical\s+record(?:\s+(?:number|no\.?|#))?|patient[\s-]*(?:id|number|no\.?)|hospital\s+(?:number|no\.?)"
-    r"|fallnummer|patienten-?(?:nummer|id)|chart\s+(?:number|no\.?|#))\s*(?:is\s+)?[:#=]?\s*)"
+    r"(?:\b(?:mrn|medical\s+record(?:\s+(?:number|no\.?|#))?|patient[\s-]*(?:id|number|no\.?|#)|hospital\s+(?:number|no\.?)"
+    r"|(?:fall|aufnahme|patienten)-?(?:nummer|nr\.?|id)|chart\s+(?:number|no\.?|#))\s*(?:is\s+)?[:#=(|]?\s*)"
 )
 
 
@@ -80,8 +82,11 @@ _TAX = r"[\dLMNPQRSTUV]"  # letters stand for digits where two people would have
 _NATIONAL: tuple[tuple[str, Callable[[str], bool]], ...] = (
     (_EDGE + r"(?P<it>\d{3}(?P<gap>[- ])\d{2}(?P=gap)\d{4})", check_digits.ssn),
     (_EDGE + rf"(?P<it>{_UK_LETTERS} ?\d{{2}} ?\d{{2}} ?\d{{2}} ?[A-D])", _always),
-    (r"(?:NHS[^\d\n]{0,20})(?P<it>\d{3}[ -]?\d{3}[ -]?\d{4})", check_digits.nhs),
+    (r"(?:(?i:\bssn|\bsocial\s+security)[^\d\n]{0,20})(?P<it>\d{9})", check_digits.ssn),
+    (r"(?:NHS\D{0,20})(?P<it>\d{3}[ -]?\d{3}[ -]?\d{4})", check_digits.nhs),
     (_GERMAN_WORD + r"(?P<it>\d{2} ?\d{3} ?\d{3} ?\d{3})", check_digits.steuer_id),
+    (_EDGE + r"(?P<it>\d{2} ?[0-8]\d[01]\d{3} ?[A-Z] ?\d{3})", check_digits.rentenversicherung),
+    (r"(?:(?i:versicherten|krankenversicher|kvnr|egk)[^\d\n]{0,30}?)\b(?P<it>[A-Z]\d{9})", check_digits.krankenversicherung),
     (_EDGE + rf"(?P<it>{_FRENCH})", check_digits.nir),
     (_EDGE + r"(?P<it>(?:\d{8}|[XYZ]-?\d{7})-?[A-HJ-NP-TV-Z])", check_digits.dni),
     (r"(?:(?i:\b(?:dni|nie|nif))\b[^\w\n]{0,20})(?P<it>(?:\d{8}|[XYZ][ -]?\d{7})[ -]?[A-HJ-NP-TV-Z])", check_digits.dni),
@@ -95,10 +100,14 @@ _NATIONAL: tuple[tuple[str, Callable[[str], bool]], ...] = (
     (_EDGE + r"(?P<it>[1-9]\d{5}(?:19|20)\d{9}[\dXx])", check_digits.china),
 )
 _PHONE_WORD = (
-    r"(?:(?i:\b(?:tel|phone|mobile|mobil|cell|fax|telefon|téléphone|teléfono|telefono|handy)\b)[^\w\n(]{0,4}"
+    r"(?:(?i:\b(?:tel|tél|telephone|phone|mobile|mobil|cell|fax|telefon|téléphone|teléfono|telefono|handy|rufnummer|call|dial)\b)[^\w\n(]{0,4}"
     r"(?:(?i:no|nr|number|nummer)\b[^\w\n]{0,3})?)"
 )
-_IBAN = r"(?<!\w)(?P<it>[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30})(?!\w)"
+# numbers that people write without a word: United States; United Kingdom; Germany, with a stroke or mobile
+_US = r"(?:1[-. ])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-.])[2-9]\d{2}[-.]\d{4}"
+_UK = r"07\d{3} \d{3} ?\d{3}|020 \d{4} \d{4}|01\d{3} \d{3} ?\d{3}|01\d{2} \d{3} \d{4}"
+_GERMAN = r"0[1-9]\d{1,3} ?/ ?(?!(?:19|20)\d\d\b)(?=(?:[ -]?\d){5})\d{2,9}(?:[ -]\d{2,6}){0,4}|01[567]\d[ -]\d{7,8}"
+_IBAN = r"(?<!\w)(?P<it>(?:[A-Z]{2}|[a-z]{2})\d{2}(?:[ -]?[A-Z0-9]){11,30})(?!\w)"
 # the order decides where two would match at the same place
 RULES = (
     _rule(
@@ -108,16 +117,20 @@ RULES = (
     _rule("IBAN", _IBAN, check_digits.iban, cut=check_digits.iban_alone),
     _rule(
         "CARD",
-        _EDGE + r"(?P<it>[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}|3[0-9]\d{2}[ -]?\d{6}[ -]?\d{4,5})" + _END,
+        _EDGE
+        + r"(?P<it>[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}|[2-6]\d{3}(?:\.\d{4}){3}|3[0-9]\d{2}[ -]?\d{6}[ -]?\d{4,5})"
+        + _END,
         check_digits.card,
     ),
     _rule("BIRTH_DATE", _BORN + rf"(?P<it>{_DATE})(?!\d)", flags=re.IGNORECASE),
     _rule("RECORD_NUMBER", _RECORD + r"(?P<it>(?=[\w-]*\d{3})[A-Z0-9][A-Z0-9-]{3,18}[A-Z0-9])\b", flags=re.IGNORECASE),
     *(_rule("NATIONAL_ID", form + _END, check) for form, check in _NATIONAL),
     _rule("PHONE", r"(?<![\w.+])(?P<it>(?:\+|\b00)[1-9]\d{0,2}(?:[ ./()-]{0,3}\d){6,13})(?![\w])", _phone),
-    _rule("PHONE", _EDGE + r"(?P<it>(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-.])[2-9]\d{2}[-.]\d{4})" + _END),
+    _rule("PHONE", _EDGE + rf"(?P<it>{_US}|{_UK}|{_GERMAN})" + _END, _phone),
     _rule("PHONE", _PHONE_WORD + r"(?P<it>\(?\d(?:[ ./()-]{0,3}\d){6,13})(?!\w)", _phone),
 )
+# spaces and hyphens that Word and PDF put into numbers, sign by sign
+_TYPESET = {"\xa0": " ", "\u202f": " ", "\u2009": " ", "\u2010": "-", "\u2011": "-", "\u2013": "-"}
 _SIGN = re.compile(r"[\d@]")  # every rule needs one of them
 KINDS = tuple(dict.fromkeys(rule.kind for rule in RULES))
 
@@ -127,6 +140,8 @@ def find(text: str) -> list[tuple[int, int, str]]:
     found: list[tuple[int, int, str]] = []
     if not _SIGN.search(text):
         return found
+    for sign, plain in _TYPESET.items():
+        text = text.replace(sign, plain)
     for rule in RULES:
         for match in rule.form.finditer(text):
             it = rule.cut(match["it"])
