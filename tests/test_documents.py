@@ -233,7 +233,45 @@ FOREIGN = [
     ("cp1253", "Αυτό είναι ένα κείμενο σε παλιά κωδικοποίηση."),
     ("shift_jis", "これは日本語のテキストです。これは日本語のテキストです。"),
     ("gbk", "这是一个中文文本，用于测试。这是一个中文文本，用于测试。"),
+    ("shift_jis", "これは日本語のテキストです。文字化けしませんか。"),
+    ("big5", "人人生而自由，在尊嚴和權利上一律平等。他們賦有理性和良心。"),
+    ("euc_kr", "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다."),
+    ("tis_620", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ"),
 ]
+WIDE = [
+    "Привет, мир. Это обычный русский текст.",
+    "Привет, мир. Das ist gemischt.\nЭто обычный текст.",
+    "这是一个没有字节顺序标记的中文文本。\n它有两行。\n",
+    "これは日本語のテキストです。\n文字化けしませんか。",
+    "모든 인간은 태어날 때부터 자유로우며 동등하다.",
+    "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق.",
+    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता प्राप्त है।",
+]
+
+
+@pytest.mark.parametrize("text", WIDE)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_in_any_script(tmp_path: Path, encoding: str, text: str) -> None:
+    assert Dataset.from_path(write(tmp_path / "a.txt", text.encode(encoding)))[0].data["text"] == text
+
+
+@pytest.mark.slow
+def test_utf_16_without_a_mark_in_all_languages(shared: Path) -> None:
+    import zipfile
+
+    from neuralforge.decoding import decode
+
+    with zipfile.ZipFile(shared / "text" / "udhr2.zip") as archive:
+        texts = [archive.read(name).decode("utf-8-sig").replace("\r\n", "\n") for name in archive.namelist()]
+    for text in texts:
+        part = text[len(text) // 3 :][:300]
+        assert len(part) < 100 or all(decode(part.encode(name), "a").text == part for name in ("utf-16-le", "utf-16-be")), part
+
+
+@pytest.mark.parametrize("content", [b"abc\0def\n", bytes(range(256)) * 20, b"\x7fELF\2\1\1" + bytes(9) + b"\3\0>\0 text" * 9])
+def test_bytes_with_zeros_are_no_utf_16(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(DataError, match="zero bytes"):
+        Dataset.from_path(write(tmp_path / "a.txt", content))
 
 
 @pytest.mark.parametrize(("encoding", "text"), FOREIGN, ids=[case[0] for case in FOREIGN])

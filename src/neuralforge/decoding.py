@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 from .errors import DataError
@@ -19,6 +21,11 @@ _MARKS = (
 )
 _HEAD = 8192  # bytes from which an encoding without a mark is guessed
 _SAMPLE, _FEWEST = 100_000, 20  # characters by which letters are judged, and how many beyond ASCII are needed
+# encodings of two bytes a sign, and that of Thai: their bytes are letters and signs of Western text by turns
+_EASTERN = ("cp932", "euc_jp", "gbk", "big5", "euc_kr", "cp874")
+_EASTERN_LETTER = re.compile("[\u0e01-\u0e5b\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+_DIFFERENT = 10  # letters that a text of some sentences has
+_USUAL = re.compile("[ \n,.\u3001\u3002\uff0c]")
 _MOST_DAMAGE = 10  # at least one character in so many replaced: this is no text of that encoding
 
 
@@ -66,7 +73,7 @@ def decode(data: bytes, label: str, *, declared: str | None = None) -> Decoded:
     if declared and declared not in ("utf-8", "ascii", "iso8859-1", "cp1252"):
         return _with_replacement(data, declared, label, guessed=False)
     text = _western(data)
-    if _is_foreign(text):
+    if _is_foreign(text) or _is_eastern(data[:_SAMPLE]):
         hint = "open it in the program that wrote it and save it as UTF-8"
         raise DataError(f"{label}: not UTF-8, and no Western text by its letters", hint=hint)
     return Decoded(_lines(text), "Windows-1252", True, 0)
@@ -106,14 +113,37 @@ def _first_damage(data: bytes, encoding: str) -> int:
 
 
 def _wide(data: bytes) -> str | None:
-    """UTF-16 without a mark: zero bytes stand in nearly every other place, and only there."""
+    """UTF-16 without a mark: zero bytes stand in nearly every other place, and only there; or it makes words of one script."""
     head = data[: min(len(data), _HEAD) // 2 * 2]
     even, odd = head[::2].count(0), head[1::2].count(0)
     half = len(head) // 2
     for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
         if half >= 2 and zeros * 2 > half and others * 20 < half:
             return name
-    return None
+    texts = {name: _begin(head, name) for name in ("utf-16-le", "utf-16-be")}
+    usual = {name: len(_USUAL.findall(text)) for name, text in texts.items() if _has_one_script(text)}
+    name = max(
+        usual, key=lambda name: usual[name], default=""
+    )  # with its bytes exchanged Russian looks Chinese, but for spaces
+    return name if name and usual[name] else None
+
+
+def _begin(data: bytes, encoding: str) -> str:
+    """The text of the first bytes of a file, of which the last may be half a character; empty when a byte has no meaning."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return ""
+
+
+def _has_one_script(text: str) -> bool:
+    """Whether a text has words of one script, Latin ones beside them, and nothing that no text has."""
+    if any(unicodedata.category(c) in ("Cc", "Cn", "Co") and c not in "\t\n\r\f" for c in text):
+        return False
+    letters = [c for c in text if c.isalpha()]
+    scripts = Counter("CJK" if _EASTERN_LETTER.match(c) else unicodedata.name(c, "").split(" ")[0] for c in letters)
+    most = max((scripts[name] for name in scripts if name != "LATIN"), default=0)
+    return len(set(letters)) >= _DIFFERENT and (most + scripts["LATIN"]) * 20 >= len(letters) * 19
 
 
 def _mostly_utf8(data: bytes) -> bool:
@@ -129,6 +159,16 @@ def _is_foreign(text: str) -> bool:
     sample = text[:_SAMPLE]
     high = len(re.findall("[À-ÖØ-öø-ÿŒœŠšŽžŸƒ]", sample))  # not signs, such as those of money and units
     return high >= _FEWEST and high > 2 * len(re.findall("[A-Za-z]", sample))
+
+
+def _is_eastern(sample: bytes) -> bool:
+    """Whether a third of it are different letters of the Far East, in one of the encodings that are in use there."""
+    for encoding in _EASTERN:
+        text = _begin(sample, encoding)
+        letters = _EASTERN_LETTER.findall(text)
+        if len(set(letters)) >= _DIFFERENT and len(letters) * 3 >= len(text):
+            return True
+    return False
 
 
 def _western(data: bytes) -> str:
