@@ -67,6 +67,21 @@ def content(output: Path) -> dict[str, bytes]:
     return {str(p.relative_to(output)): p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file()}
 
 
+def test_links_pipes_and_odd_names(tmp_path: Path, model: Path) -> None:
+    source = folder(tmp_path / "in", {"a.txt": "the cat"})
+    (source / "itself.txt").symlink_to("itself.txt")
+    (source / "gone.txt").symlink_to("nowhere")
+    (source / "round").symlink_to(".")
+    os.mkfifo(source / "pipe.txt")
+    (source / "two\nlines.txt").write_text("the dog")
+    Path(os.fsdecode(os.fsencode(source) + b"/\xff.txt")).write_text("the hen")
+    events = run(source, tmp_path / "out", model)
+    assert [e.file for e in events if isinstance(e, FileIngested)] == ["a.txt", "two\nlines.txt", "\ufffd.txt"]
+    assert {e.file for e in events if isinstance(e, FileSkipped)} == {"gone.txt", "itself.txt", "pipe.txt"}
+    alone = run(Path(os.fsdecode(os.fsencode(source) + b"/\xff.txt")), tmp_path / "alone", model)
+    assert [e.file for e in alone if isinstance(e, FileIngested)] == ["\ufffd.txt"]
+
+
 def test_what_comes_out(tmp_path: Path, model: Path) -> None:
     events = run(folder(tmp_path / "in"), tmp_path / "out", model)
     done = events[-1]

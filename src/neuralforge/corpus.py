@@ -23,7 +23,7 @@ from .errors import ConfigError, DataError
 from .files import write_atomic
 from .folders import FileRead, file_size, find_files, read_files
 from .pieces import Entry, Known, Work, from_manifest
-from .records import Replaced, Row, in_short, within
+from .records import Replaced, Row, clean, in_short, within
 from .shards import MANIFEST, Document
 from .templates import ChatTemplate
 from .tokenizer import Tokenizer
@@ -127,11 +127,16 @@ def _find(root: Path, target: Path) -> list[tuple[str, Path, int]]:
     if not root.exists():
         raise DataError(f"{root}: no such file or folder", hint="check the spelling and the current folder")
     if not root.is_dir():
-        return [(root.name, root, root.stat().st_size)]
+        return [(clean(root.name), root, root.stat().st_size)]
     if target.exists() and target.samefile(root):
         raise ConfigError(f"output {target}: is the source itself", hint="choose another folder")
-    inside = target.resolve()
-    return [(label, path, file_size(path)) for label, path in find_files(root) if inside not in path.resolve().parents]
+    inside = _real(target)  # an earlier run's shards may lie in the source
+    return [(label, path, file_size(path)) for label, path in find_files(root) if inside not in _real(path).parents]
+
+
+def _real(path: Path) -> Path:
+    """Where links lead, also of a link to itself, which `Path.resolve` refuses."""
+    return Path(os.path.realpath(path))
 
 
 def _documents(rows: Iterable[Row], tokenizer: Tokenizer, template: ChatTemplate) -> list[Document]:

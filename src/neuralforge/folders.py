@@ -151,7 +151,7 @@ class _Loading:
         """Read and decode a file, in a thread, and hand its foreign parts on."""
         try:
             data, digest = self._bytes(path, label)
-            base = FileRead(label, file_size(path), digest)
+            base = FileRead(label, len(data) or file_size(path), digest)  # of what was read: the file may be growing
             if self.known is not None and self.known(label, digest):
                 return _Loaded(replace(base, known=True), path, Content(()), ())
             content = open_parts(data, path, label, children=self.children)
