@@ -289,6 +289,12 @@ def test_refusals(tmp_path: Path, model: Path, case: str) -> None:
     assert messages.get(case, f"max_shard_mb={size}") in str(caught.value)
 
 
+def test_the_name_of_a_file_cannot_steer_the_terminal(tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path / "in", {"a.txt": "the cat", "\x1b[31m\n\u202e.pdf": b""})
+    assert cli.main(["ingest", "--source", str(source), "--output", str(tmp_path / "out"), "--tokenizer", str(model)]) == 0
+    assert r"skipped \x1b[31m↵\u202e.pdf: not a readable PDF" in capfd.readouterr().err
+
+
 def test_the_command_speaks_the_original_messages(tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path / "in")
     words = ["ingest", "--source", str(source), "--output", str(tmp_path / "out"), "--tokenizer", str(model / "tokenizer.bin")]

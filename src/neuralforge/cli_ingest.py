@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from . import console
 from .cli_options import plain, whole
 from .cli_text import chosen_tokenizer
+from .history import visible
 
 if TYPE_CHECKING:
     from .corpus import Ingested, IngestEvent
@@ -104,7 +105,7 @@ class _Bar:
             self._tokens += event.tokens
         elif isinstance(event, FileSkipped):
             self.close()
-            console.note(f"skipped {event.file}: {event.reason}")
+            console.note(visible(f"skipped {event.file}: {event.reason}", one_line=True))
         now, part = time.monotonic(), _LINES * event.done_bytes // max(1, event.total_bytes)
         if self._live and (now >= self._next or event.done_bytes == event.total_bytes):
             self._next, self._drawn = now + _FRAME, True

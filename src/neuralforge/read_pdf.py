@@ -118,7 +118,7 @@ def _open(data: bytes, label: str, password: str) -> Any:
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not (reader.decrypt("") or (password and reader.decrypt(password))):
-            told = "the password does not open it" if password else "is encrypted"
+            told = "the password does not open it" if password else "is encrypted: it needs a password"
             raise DataError(f"{label}: {told}", hint="give password= (command: --password), or save a copy without one")
     except DependencyError as error:
         hint = "pip install cryptography, or save a copy without a password"
