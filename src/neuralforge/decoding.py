@@ -122,9 +122,8 @@ def _wide(data: bytes) -> str | None:
             return name
     texts = {name: _begin(head, name) for name in ("utf-16-le", "utf-16-be")}
     usual = {name: len(_USUAL.findall(text)) for name, text in texts.items() if _has_one_script(text)}
-    name = max(
-        usual, key=lambda name: usual[name], default=""
-    )  # with its bytes exchanged Russian looks Chinese, but for spaces
+    # with its bytes exchanged Russian looks Chinese, but for its spaces
+    name = max(usual, key=lambda name: usual[name], default="")
     return name if name and usual[name] else None
 
 
