@@ -68,11 +68,9 @@ static inline uint64_t nf_mix(uint64_t a, uint64_t b) {
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-/* The lowest `size` bytes of a word of 8; all of them from 8 on, none below 1. Without a branch: sizes do not follow a rule. */
-static inline uint64_t nf_low_bytes(uint64_t word, int64_t size) {
-    int64_t bits = size > 8 ? 0 : size < 0 ? 64 : 64 - 8 * size;
-    return bits == 64 ? 0 : word << bits >> bits;
-}
+/* Bytes set, then as many clear: from 16 - size on, what keeps the first `size` bytes of a word. A look-up, since sizes follow
+   no rule that a branch could be foretold by. */
+static const uint8_t nf_kept_bytes[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
 
 /* The key of a word of 1 to NF_CACHE_BYTES bytes; `readable` bytes may be read from p on. */
 static inline nf_word_key nf_cache_key(const uint8_t *p, int64_t size, int64_t readable) {
@@ -85,8 +83,11 @@ static inline nf_word_key nf_cache_key(const uint8_t *p, int64_t size, int64_t r
     } else {
         memcpy(&key.low, p, 8);
         memcpy(&key.high, p + 8, 8);
-        key.low = nf_low_bytes(key.low, size);
-        key.high = nf_low_bytes(key.high, size - 8);
+        uint64_t low, high;
+        memcpy(&low, nf_kept_bytes + 16 - size, 8);
+        memcpy(&high, nf_kept_bytes + 24 - size, 8);
+        key.low &= low;
+        key.high &= high;
     }
     key.high |= (uint64_t)size << 56;
     return key;
