@@ -5,7 +5,10 @@
 #include "../core/pool.h"
 #include "handle.h"
 
-enum { BLOCK = 1 << 18, KEEP_IDS = 1 << 24 };
+enum {
+    BLOCK = 1 << 18,
+    KEEP_IDS = 1 << 24
+}; /* memory for which more ids were written is not kept; the rest of it was never touched */
 
 /* -------- workers: as many as ever encoded at once -------- */
 
@@ -22,7 +25,7 @@ static nf_token_worker *take_worker(nf_tokenizer *t) {
 
 static void give_back(nf_tokenizer *t, nf_token_worker *w) {
     nf_known_release(t->known, &w->cache);
-    if (w->ids.capacity > KEEP_IDS) {
+    if (w->ids.size > KEEP_IDS) {
         nf_words_free(&w->ids);
         w->ids = (nf_words){0};
     }
@@ -48,7 +51,7 @@ static nf_status take_buffer(nf_tokenizer *t, nf_words *buffer, int64_t wanted) 
 
 static void keep_buffer(nf_tokenizer *t, nf_words buffer) {
     pthread_mutex_lock(&t->lock);
-    if (buffer.capacity <= KEEP_IDS && buffer.capacity > t->spare.capacity) {
+    if (buffer.size <= KEEP_IDS && buffer.capacity > t->spare.capacity) {
         nf_words smaller = t->spare;
         t->spare = buffer;
         buffer = smaller;
@@ -305,7 +308,7 @@ nf_status nf_tokenizer_encode(nf_token_ids **out, nf_tokenizer *tokenizer, const
 
 void nf_token_ids_free(nf_tokenizer *tokenizer, nf_token_ids *ids) {
     if (!ids) return;
-    keep_buffer(tokenizer, (nf_words){(uint32_t *)(void *)ids->ids, 0, ids->capacity});
+    keep_buffer(tokenizer, (nf_words){(uint32_t *)(void *)ids->ids, ids->count, ids->capacity});
     free(ids->ends);
     free(ids);
 }
