@@ -246,6 +246,17 @@ def test_words_found_in_blocks_are_those_of_the_pattern(shared: Path, file: str,
         assert tokenizer.encode(text, False) == [i for word in words for i in tokenizer.encode(word, False)], text
 
 
+@pytest.mark.parametrize("name", ["llama3/tokenizer.model", "gguf/ggml-vocab-gpt-2.gguf"])
+def test_words_keep_their_order_however_they_are_found(shared: Path, name: str) -> None:
+    """Some are found one by one and others by the block; all wait in one queue, which a block may fill at any moment."""
+    tokenizer = Tokenizer.from_file(shared / "tokenizers" / name)
+    single, dense = [f"漢{i}" for i in range(300)], [f"{a}{b}" for a in "abcdefgh" for b in "1234567890"]
+    parts = [tokenizer.encode(part, False) for part in (*single, *dense)]
+    for count in range(300):
+        text = "".join((*single[:count], *dense))
+        assert tokenizer.encode(text, False) == [i for part in (*parts[:count], *parts[300:]) for i in part], count
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERN_NAMES.values(), ids=PATTERN_NAMES)
 def test_every_character_is_classed_as_the_oracle_does(pattern: str) -> None:

@@ -17,7 +17,7 @@ static nf_cache *cache_new(int bits) {
     nf_cache *cache = calloc(1, sizeof *cache);
     if (!cache) return NULL;
     const int64_t bytes = (int64_t)sizeof *cache->buckets << bits;
-    *cache = (nf_cache){nf_table_new(bytes), ((uint64_t)1 << bits) - 1, malloc((size_t)bytes), 0, bits, 1};
+    *cache = (nf_cache){nf_table_new(bytes), ((uint64_t)1 << bits) - 1, malloc((size_t)bytes), 0, bits, 64 - bits, 1};
     if (cache->buckets && cache->arena) return cache;
     cache_free(cache);
     return NULL;

@@ -41,8 +41,8 @@ typedef struct nf_cache {
     nf_cached (*buckets)[2];
     uint64_t mask;
     uint8_t *arena;
-    uint32_t used; /* of the arena, which has as many bytes as the buckets */
-    int bits;
+    uint32_t used;   /* of the arena, which has as many bytes as the buckets */
+    int bits, shift; /* shift: of a hash, to the number of a bucket */
     int64_t holders; /* under the lock of nf_known */
 } nf_cache;
 
@@ -105,7 +105,7 @@ static inline int64_t nf_cache_size(const nf_word_key *key) {
 
 /* The two slots where a word is looked for first. */
 static inline const nf_cached *nf_cache_bucket(const nf_cache *cache, const nf_word_key *key) {
-    return cache->buckets[nf_mix(key->low, key->high) & cache->mask];
+    return cache->buckets[(key->low * 0x9E3779B97F4A7C15u + key->high * 0xD6E8FEB86659FD93u) >> cache->shift];
 }
 
 /* What differs between a slot and a key; where it is 0, the ids of the slot are there too. */

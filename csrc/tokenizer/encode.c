@@ -110,53 +110,67 @@ static nf_status encode_rare(nf_token_worker *w, const nf_tokenizer *t, const nf
     return change_cache(w, t);
 }
 
+/* Ids were written up to `out`. */
+static inline void written_to(nf_token_worker *w, const uint32_t *out) {
+    const int64_t size = out - w->ids.at;
+    if (size > w->ids.size) w->after_unknown = 0;
+    w->ids.size = size;
+}
+
 /* Append the ids of `count` words of the queue. */
 static nf_status encode_waiting(nf_token_worker *w, const nf_tokenizer *t, unsigned count) {
     NF_TRY(nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS));
     uint32_t *out = w->ids.at + w->ids.size;
-    for (const unsigned end = w->done + count; w->done != end; w->done++) {
-        const nf_waiting *word = &w->queue[w->done % NF_WAITING];
+    for (unsigned done = w->done, end = done + count; done != end; done++) {
+        const nf_waiting *word = &w->queue[done % NF_WAITING];
         const nf_cached *slot = word->bucket;
-        const uint64_t first = nf_cache_differs(&slot[0], word->key.low, word->key.high),
-                       second = nf_cache_differs(&slot[1], word->key.low, word->key.high);
+        const uint64_t low = word->key.low, high = word->key.high;
+        const uint64_t first = nf_cache_differs(&slot[0], low, high), second = nf_cache_differs(&slot[1], low, high);
         slot += first != 0;
         const uint32_t number = __atomic_load_n(&slot->ids[0], __ATOMIC_RELAXED) >> 24;
         if ((first && second) || number == NF_CACHE_MANY) {
-            w->ids.size = out - w->ids.at;
+            written_to(w, out);
             NF_TRY(encode_rare(w, t, word, first && second ? NULL : slot));
             NF_TRY(nf_words_reserve(&w->ids, NF_WAITING * NF_CACHE_IDS));
             out = w->ids.at + w->ids.size;
             continue;
         }
-        memcpy(out, slot->ids, sizeof slot->ids);
-        out[0] &= NF_CACHE_ID_MASK;
+        uint64_t few[2];
+        memcpy(few, slot->ids, sizeof few);
+        few[0] &= ~((uint64_t)NF_CACHE_MANY << 24); /* the first id without the number */
+        memcpy(out, few, sizeof few);
         out += number;
-        w->after_unknown = 0;
     }
-    w->ids.size = out - w->ids.at;
+    w->done += count;
+    written_to(w, out);
     return NF_OK;
 }
 
 static nf_status flush(nf_token_worker *w, const nf_tokenizer *t) { return encode_waiting(w, t, w->queued - w->done); }
 
-/* Let a word wait in the queue; `p` stays readable until it is its turn. Half of the queue goes on waiting when the other
-   half is encoded: the buckets of the last words are still on their way. */
-static inline nf_status queue_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, nf_word_key key) {
-    nf_waiting *word = &w->queue[w->queued++ % NF_WAITING];
-    word->p = p;
-    word->key = key;
-    word->bucket = nf_cache_bucket(w->cache, &key);
-    __builtin_prefetch(word->bucket);
-    return w->queued - w->done == NF_WAITING ? encode_waiting(w, t, NF_WAITING / 2) : NF_OK;
+/* Encode the older words when half of the queue is full: there is always room for a block, and the buckets of the words that go
+   on waiting are still on their way. */
+static inline nf_status encode_early(nf_token_worker *w, const nf_tokenizer *t) {
+    const unsigned count = w->queued - w->done;
+    return count < NF_WAITING / 2 ? NF_OK : encode_waiting(w, t, count - NF_WAITING / 4);
+}
+
+/* Let a word wait in the queue; `p` stays readable until it is its turn. */
+static inline void queue_word(nf_token_worker *w, const uint8_t *p, nf_word_key key) {
+    const nf_cached *bucket = nf_cache_bucket(w->cache, &key);
+    __builtin_prefetch(bucket);
+    w->queue[w->queued++ % NF_WAITING] = (nf_waiting){key, p, bucket};
 }
 
 /* Append the ids of one word, later if it may be in the cache; `readable` bytes may be read from p on. */
 static inline nf_status encode_word(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, int64_t size,
                                     int64_t readable) {
-    if (size <= NF_CACHE_BYTES) return queue_word(w, t, p, nf_cache_key(p, size, readable));
-    if (size <= NF_CACHE_LONG) return queue_word(w, t, p, nf_cache_long_key(p, size));
-    NF_TRY(flush(w, t));
-    return merge_word(w, t, p, size);
+    if (size > NF_CACHE_LONG) {
+        NF_TRY(flush(w, t));
+        return merge_word(w, t, p, size);
+    }
+    queue_word(w, p, size <= NF_CACHE_BYTES ? nf_cache_key(p, size, readable) : nf_cache_long_key(p, size));
+    return encode_early(w, t);
 }
 
 /* -------- bytes: words by rules -------- */
@@ -170,26 +184,40 @@ static nf_status encode_rest(nf_token_worker *w, const nf_tokenizer *t, nf_rule 
     return flush(w, t);
 }
 
-/* The words of a stretch: those that begin in 64 bytes of plain text at once, others one by one. */
+/* The words of a block: the first begins at p, one ends behind each byte from p on whose bit is set. 16 bytes can be read from
+   each. */
+static inline nf_status queue_block(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, uint64_t ends) {
+    const uint8_t *base = p + 1;
+    for (; ends; ends &= ends - 1) {
+        const uint8_t *stop = base + __builtin_ctzll(ends);
+        const int64_t size = stop - p;
+        queue_word(w, p, size <= NF_CACHE_BYTES ? nf_cache_key(p, size, 16) : nf_cache_long_key(p, size));
+        p = stop;
+    }
+    return encode_early(w, t);
+}
+
+/* The words of a stretch: those that begin in 64 bytes of plain text at once, others one by one. Where the next block begins is
+   known before the words of this one are, and so the next is looked at first: that takes long until something comes of it. */
 static inline nf_status encode_words_by(nf_token_worker *w, const nf_tokenizer *t, nf_rule rule, const uint8_t *p,
                                         const uint8_t *end) {
-    while (end - p >= 80) {
-        const uint8_t first = p[*p == ' '];
-        uint64_t starts = first < 0x80 || nf_begins_letter(first) ? nf_word_starts(rule, p) >> 1 : 0;
-        if (starts == 0) {
-            const uint8_t *stop = nf_word_end(rule, p, end);
-            NF_TRY(encode_word(w, t, p, stop - p, end - p));
-            p = stop;
-            continue;
-        }
-        const uint8_t *base = p + 1;
-        for (; starts; starts &= starts - 1) {
-            const uint8_t *stop = base + __builtin_ctzll(starts);
-            NF_TRY(encode_word(w, t, p, stop - p, 16));
-            p = stop;
+    const uint8_t *next = p;
+    uint64_t ends = 0; /* of the words from p to next */
+    while (end - next >= 80) {
+        const uint8_t first = next[*next == ' '];
+        const uint64_t then = first < 0x80 || nf_begins_letter(first) ? nf_word_starts(rule, next) >> 1 : 0;
+        NF_TRY(queue_block(w, t, p, ends));
+        p = next;
+        ends = then;
+        if (ends) {
+            next += 64 - __builtin_clzll(ends);
+        } else {
+            next = nf_word_end(rule, p, end);
+            NF_TRY(encode_word(w, t, p, next - p, end - p));
         }
     }
-    return encode_rest(w, t, rule, p, end);
+    NF_TRY(queue_block(w, t, p, ends));
+    return encode_rest(w, t, rule, next, end);
 }
 
 static nf_status encode_words(nf_token_worker *w, const nf_tokenizer *t, const uint8_t *p, const uint8_t *end) {

@@ -22,7 +22,7 @@ typedef struct nf_waiting {
     const nf_cached *bucket;
 } nf_waiting;
 
-enum { NF_WAITING = 32 }; /* a power of two */
+enum { NF_WAITING = 128 }; /* a power of two; half of it has room for the words of 64 bytes */
 
 typedef struct nf_token_worker {
     struct nf_token_worker *next; /* idle ones */
