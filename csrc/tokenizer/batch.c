@@ -5,10 +5,8 @@
 #include "../core/pool.h"
 #include "handle.h"
 
-enum {
-    BLOCK = 1 << 18,
-    KEEP_IDS = 1 << 24
-}; /* memory for which more ids were written is not kept; the rest of it was never touched */
+/* Memory to which more than KEEP_IDS ids were written is not kept; what lies behind them was never touched, and takes none. */
+enum { BLOCK = 1 << 18, KEEP_IDS = 1 << 24 };
 
 /* -------- workers: as many as ever encoded at once -------- */
 
