@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .config import is_number
 from .errors import BackendError, ConfigError, NeuralForgeError, WontFitError
 
 with contextlib.suppress(ImportError):  # loads the BLAS library; absent on macOS and where plain C was built
@@ -95,8 +96,8 @@ def set_num_threads(count: int) -> None:
     Raises:
         ConfigError: `count` is out of range.
     """
-    if not 0 <= count <= MAX_THREADS:
-        raise ConfigError(f"threads={count}: must be 0 (all cores) or from 1 to {MAX_THREADS}")
+    if not (is_number(count, whole=True) and 0 <= count <= MAX_THREADS):
+        raise ConfigError(f"threads={count!r}: must be 0 (all cores) or from 1 to {MAX_THREADS}")
     _default_threads[0] = count
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -88,6 +90,13 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Whether this is a finite number, of Python's or numpy's, and a whole one if asked; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return isinstance(value, numbers.Integral) if whole else math.isfinite(value)
+
+
 def _check(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
         raise ConfigError(f"{name}={value!r}: {rule}")
@@ -113,8 +122,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         _check(isinstance(self.r, int) and 1 <= self.r <= 4096, "r", self.r, "the rank must be a whole number from 1 to 4096")
-        _check(math.isfinite(self.lora_alpha) and self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be positive")
-        _check(0.0 <= self.lora_dropout < 1.0, "lora_dropout", self.lora_dropout, "must be in [0, 1)")
+        alpha, dropout, modules = self.lora_alpha, self.lora_dropout, self.target_modules
+        _check(is_number(alpha) and alpha > 0, "lora_alpha", alpha, "must be a positive number")
+        _check(is_number(dropout) and 0.0 <= dropout < 1.0, "lora_dropout", dropout, "must be in [0, 1)")
+        named = modules is None or (isinstance(modules, Collection) and all(isinstance(m, str) for m in modules))
+        _check(named, "target_modules", modules, "must be names of modules")
         unknown = sorted(set(self.modules) - set(LINEAR_MODULES))
         _check(not unknown, "target_modules", unknown, f"unknown; choose among {', '.join(LINEAR_MODULES)} or 'all-linear'")
         _check(bool(self.modules), "target_modules", self.target_modules, "names no module")
@@ -195,7 +207,8 @@ class TrainConfig:
             value = getattr(c, name)
             _check(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0, name, value, "must be zero or more")
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
-            _check(0 <= getattr(c, name) < 1, name, getattr(c, name), "must be in [0, 1)")
+            value = getattr(c, name)
+            _check(is_number(value) and 0 <= value < 1, name, value, "must be in [0, 1)")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_total_limit"):
             value = getattr(c, name)
             _check(isinstance(value, int) and value >= 1, name, value, "must be a whole number of 1 or more")

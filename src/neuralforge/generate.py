@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import Session
+from .config import is_number
 from .errors import ConfigError, DataError
 from .lookup import Lookup
 from .weights import F32Array
@@ -41,17 +41,18 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        rules = {
-            "temperature": (math.isfinite(self.temperature) and self.temperature >= 0, "must be zero or more"),
-            "top_k": (self.top_k >= 0, "must be zero or more"),
-            "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
-            "min_p": (0 <= self.min_p <= 1, "must be in [0, 1]"),
-            "repetition_penalty": (0.001 <= self.repetition_penalty <= 1000, "must be from 0.001 to 1000"),
-            "seed": (self.seed >= 0, "must be zero or more"),
+        rules: dict[str, tuple[Callable[[float], bool], str]] = {
+            "temperature": (lambda x: x >= 0, "must be zero or more"),
+            "top_k": (lambda x: x >= 0, "must be a whole number of zero or more"),
+            "top_p": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
+            "min_p": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
+            "repetition_penalty": (lambda x: 0.001 <= x <= 1000, "must be from 0.001 to 1000"),
+            "seed": (lambda x: x >= 0, "must be a whole number of zero or more"),
         }
         for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: {rule}")
+            value = getattr(self, name)
+            if not (is_number(value, whole=name in ("top_k", "seed")) and holds(value)):
+                raise ConfigError(f"{name}={value!r}: {rule}")
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -161,10 +162,20 @@ def check_prompt(prompt: Sequence[int], context: int) -> None:
         raise DataError(f"the prompt has {len(prompt)} tokens, the model's context is {context}", hint="shorten the prompt")
 
 
-def check_lookup(most: int) -> None:
-    """Raises ConfigError when so many tokens cannot be guessed: with the one before them they go through a session at once."""
-    if not 0 <= most < PIECE:
-        raise ConfigError(f"prompt_lookup_num_tokens={most}: must be from 0 to {PIECE - 1}")
+def check_counts(max_new_tokens: int, prompt_lookup_num_tokens: int = 0) -> None:
+    """Raises ConfigError when no such number of tokens can be written, or guessed: guesses go through a session at once."""
+    if not (is_number(max_new_tokens, whole=True) and max_new_tokens >= 0):
+        raise ConfigError(f"max_new_tokens={max_new_tokens!r}: must be a whole number of zero or more")
+    if not (is_number(prompt_lookup_num_tokens, whole=True) and 0 <= prompt_lookup_num_tokens < PIECE):
+        raise ConfigError(f"prompt_lookup_num_tokens={prompt_lookup_num_tokens!r}: must be from 0 to {PIECE - 1}")
+
+
+def stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One text or several that end an answer; ConfigError when it is something else, or one is empty."""
+    texts = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Collection) else ("",)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ConfigError(f"stop={stop!r}: must be a text or a list of texts, none of them empty")
+    return texts
 
 
 def token_ids(
@@ -193,10 +204,10 @@ def token_ids(
 
     Raises:
         DataError: the prompt is empty or leaves no room in the context.
-        ConfigError: `prompt_lookup_num_tokens` is out of range.
+        ConfigError: `max_new_tokens` or `prompt_lookup_num_tokens` is out of range.
     """
     check_prompt(prompt, context)
-    check_lookup(prompt_lookup_num_tokens)
+    check_counts(max_new_tokens, prompt_lookup_num_tokens)
     count = min(max_new_tokens, context - len(prompt))
     if count < 1:
         return
@@ -262,7 +273,9 @@ def batch_ids(
 
     Raises:
         DataError: a prompt is empty or leaves no room in the context.
+        ConfigError: `max_new_tokens` is out of range.
     """
+    check_counts(max_new_tokens)
     for prompt in prompts:
         check_prompt(prompt, context)
     results: list[list[int]] = [[] for _ in prompts]

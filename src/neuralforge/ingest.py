@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from .config import is_number
 from .documents import KINDS
 from .errors import ConfigError, DataError
 from .folders import FileRead, find_files, read_files
@@ -143,7 +144,7 @@ class Dataset:
             ConfigError: `eval` or `seed` out of range.
             DataError: fewer than two rows.
         """
-        if not 0 < eval < 1:
+        if not (is_number(eval) and 0 < eval < 1):
             raise ConfigError(f"eval={eval!r}: the share of held-out rows must lie between 0 and 1")
         if len(self) < 2:
             raise DataError(f"{len(self)} row cannot be split into two parts", hint="add rows, or train without evaluation")
@@ -164,7 +165,7 @@ class Dataset:
         """
         from .dedup import duplicates
 
-        if near is not None and not 0 < near <= 1:
+        if near is not None and not (is_number(near) and 0 < near <= 1):
             raise ConfigError(f"near={near!r}: the similarity of duplicates must lie between 0 and 1, or be None")
         found = duplicates(self._rows, near=near)
         told = []
@@ -300,8 +301,8 @@ def shuffled(n: int, *key: int) -> npt.NDArray[np.int64]:
     The order follows from raw PCG64 output, which numpy promises not to change; its `permutation` has no such promise.
 
     Raises:
-        ConfigError: a number of the key is negative.
+        ConfigError: a number of the key is negative, or no whole one.
     """
-    if any(number < 0 for number in key):
+    if any(not is_number(number, whole=True) or number < 0 for number in key):
         raise ConfigError(f"seed={key[0]!r}: must be a whole number of 0 or more")
     return np.argsort(np.random.PCG64(list(key)).random_raw(n), kind="stable")

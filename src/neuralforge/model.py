@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, backends, catalogue, chat, formats, generate
+from .config import is_number
 from .errors import ConfigError, DataError, ModelError, TokenizerError
 from .formats import adapters
 from .formats.peft import Adapter
@@ -277,14 +278,15 @@ class Model:
         top_p: float = 0.95,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         seed: int = 0,
         prompt_lookup_num_tokens: int = 0,
     ) -> Iterator[str]:
         """Write on after a prompt, piece by piece; see `generate`."""
         sampling = generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        texts = generate.stop_texts(stop)
         ids = self.new_ids(prompt, sampling, max_new_tokens=max_new_tokens, prompt_lookup_num_tokens=prompt_lookup_num_tokens)
-        yield from self.pieces(prompt, ids, stop=stop)
+        yield from self.pieces(prompt, ids, stop=texts)
 
     def new_ids(
         self, prompt: Prompt, sampling: generate.Sampling, *, max_new_tokens: int, prompt_lookup_num_tokens: int = 0
@@ -296,7 +298,7 @@ class Model:
         """
         ids, context = self.encode_prompt(prompt), self.config.max_position_embeddings
         generate.check_prompt(ids, context)
-        generate.check_lookup(prompt_lookup_num_tokens)
+        generate.check_counts(max_new_tokens, prompt_lookup_num_tokens)
         kept, self._kept = self._kept, None  # while it is in use nobody else has it
         room = min(context, len(ids) + max_new_tokens)
         if self.config.rope.rope_type == "longrope":
@@ -331,9 +333,9 @@ class Model:
         Args:
             prompt: a text, or messages ({"role", "content"}) that go through the chat template.
             options: max_new_tokens=200, temperature=0.8 (0: always the likeliest), top_k=0, top_p=0.95, min_p=0.0,
-                repetition_penalty=1.0, stop=() (texts that end the answer), seed=0, prompt_lookup_num_tokens=0 (most tokens
-                that are guessed from what the text has said before and checked at once; 10 is a good number for summaries,
-                extracts and corrections; the text is the same).
+                repetition_penalty=1.0, stop=() (a text or texts that end the answer), seed=0, prompt_lookup_num_tokens=0 (most
+                tokens that are guessed from what the text has said before and checked at once; 10 is a good number for
+                summaries, extracts and corrections; the text is the same).
 
         Returns:
             The new text alone.
@@ -353,7 +355,7 @@ class Model:
         top_p: float = 0.95,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         seed: int = 0,
         at_once: int = 8,
     ) -> list[str]:
@@ -367,9 +369,14 @@ class Model:
         Raises:
             ConfigError: an option out of range. DataError: a prompt is empty or longer than the context.
         """
-        if not 1 <= at_once <= generate.PIECE:
-            raise ConfigError(f"at_once={at_once}: must be from 1 to {generate.PIECE}")
-        sampling = generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        if not (is_number(at_once, whole=True) and 1 <= at_once <= generate.PIECE):
+            raise ConfigError(f"at_once={at_once!r}: must be from 1 to {generate.PIECE}")
+        if isinstance(prompts, str):
+            raise ConfigError("prompts is one text", hint="give a list of texts, or use generate")
+        sampling, texts = (
+            generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+            generate.stop_texts(stop),
+        )
         found = generate.batch_ids(
             self.session,
             [self.encode_prompt(prompt) for prompt in prompts],
@@ -380,7 +387,7 @@ class Model:
             cache_dtype=self.cache_dtype,
             at_once=at_once,
         )
-        return ["".join(self.pieces(p, ids, stop=stop)) for p, ids in zip(prompts, found, strict=True)]
+        return ["".join(self.pieces(p, ids, stop=texts)) for p, ids in zip(prompts, found, strict=True)]
 
 
 def merged_weights(weights: Weights, adapter: Adapter) -> dict[str, Tensor]:
