@@ -85,6 +85,13 @@ def test_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.py", "a.KT", "a.cu", "kernel.metal", "main.v", "page.vue", "rules.mk", "a.f90", "a.ps1"])
+def test_source_code_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    code = 'begin {\n\tx = "a  b";\n\n    }  // end\n'
+    write(tmp_path / name, code)
+    assert [(row.data["text"], row.source) for row in Dataset.from_path(tmp_path)] == [(code, name)]
+
+
 def test_bad_files_do_not_end_a_folder(tmp_path: Path) -> None:
     for name, content, _ in BAD_FILES:
         write(tmp_path / name, content)

@@ -103,8 +103,10 @@ def _read_tokens(path: Path, label: str) -> Iterator[Row]:
         raise _unreadable(label, error) from error
 
 
-_TEXT = """txt md markdown rst tex org adoc py pyi c h cc cpp cxx hpp hh m mm js jsx mjs ts tsx java kt scala go rs swift
-    rb php pl lua r jl sh ps1 sql cs fs hs ml ex erl clj dart zig"""
+_TEXT = """txt text md markdown rst tex org adoc py pyi pyx pxd c h cc cpp cxx hpp hh hxx inl m mm cu cuh cl metal glsl hlsl
+    wgsl js jsx mjs cjs ts tsx vue svelte css scss less java kt kts groovy gradle scala go rs swift rb php pl pm lua r jl
+    sh bash zsh fish ps1 bat awk tcl sql proto graphql cs fs vb hs ml mli ex exs erl clj cljs lisp el scm rkt dart zig nim
+    f f90 f95 pas adb ads asm s v sv vhd vhdl cmake mk tf nix"""
 _KINDS = {
     **dict.fromkeys(_TEXT.split(), "text"),
     **dict.fromkeys(("jsonl", "ndjson"), "lines"),
